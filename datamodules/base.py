@@ -1,0 +1,238 @@
+"""What every DataModule of photos shares: the checks between a table and the first epoch, the loaders, and the survey."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+
+from datamodules import images
+from datamodules.loader import Loader
+from datamodules.photos import Photos, Unlabelled, describe
+from datamodules.samplers import EvalSampler, TrainSampler, Weights
+from datamodules.splits import Splits, carve, count, label_notes, leak_sentence, leaks, one_class, twin_notes, without
+from datamodules.tables import refuse
+from datamodules.transforms import Box, Transform
+
+POLICIES = {"on_leak": ("error", "drop", "warn"), "on_bad_image": ("error", "skip")}
+OUTSIDE = 0.5  # a box with less of its area than this inside the photo is a mistake, not a box at the edge
+
+
+class ImageDataModule(LightningDataModule):
+    """Photos in splits, checked before the first epoch. A subclass says in `read` where they are; building one touches no disk.
+
+    After `setup`: `splits` (name to Photos), `facts` (what only the data knows) and `notes` (sentences on what was found and done).
+
+    Args:
+        root: folder of the data set.
+        transform: pixels to the square that a network sees, with the random changes of training.
+        batch_size: of the whole, over all devices.
+        seed: of order, augmentation and carved splits.
+        threads: that decode.
+        on_leak: what to do about a photo in two splits: error, drop (from train, then val, never test) or warn.
+        on_bad_image: what to do about a broken photo: error, or skip it and count it.
+        val_share: share of train that becomes val where the data set has no val; 0 for none.
+
+    Raises:
+        ValueError: a setting outside its range.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        transform: Transform,
+        batch_size: int,
+        seed: int,
+        threads: int,
+        on_leak: str,
+        on_bad_image: str,
+        val_share: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "threads": threads}.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} is not a whole number of at least 1")
+        for name, value in {"on_leak": on_leak, "on_bad_image": on_bad_image}.items():
+            if value not in POLICIES[name]:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(POLICIES[name])}")
+        if not isinstance(val_share, int | float) or not 0 <= val_share < 1:
+            raise ValueError(f"val_share={val_share!r} is not a share of train between 0 and 1")
+        self.root, self.transform, self.batch_size, self.seed, self.threads = Path(root), transform, batch_size, seed, threads
+        self.on_leak, self.on_bad_image, self.val_share = on_leak, on_bad_image, val_share
+        self.splits: Splits = {}
+        self.facts: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self.weights: Weights | None = None
+
+    def read(self) -> Splits:
+        """The splits as the data set lists them, before any look at the photos; sets `facts`."""
+        raise NotImplementedError
+
+    @classmethod
+    def draw_sample(cls, root: Path, seed: int = 0) -> None:
+        """Draw a small set in the data set's layout into `root`."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the tables and check every photo cheaply; done once.
+
+        Raises:
+            FileNotFoundError: the data set is not there.
+            ValueError: anything wrong with it, by file and row.
+        """
+        if self.splits:
+            return
+        self.notes = []
+        splits = self.read()
+        scans = images.scan_all((path for photos in splits.values() for path in photos.paths), self.threads)
+        splits = {name: self._sound(name, photos, scans) for name, photos in splits.items()}
+        keys = images.same_content({path: scans[path] for photos in splits.values() for path in photos.paths})
+        for name, photos in splits.items():
+            self.notes += twin_notes(name, photos, keys)
+        if "val" not in splits and self.val_share:
+            splits = self._carve(splits, keys)
+        splits = self._disjoint(splits, keys)
+        self.check(splits)
+        self.splits = splits
+
+    def check(self, splits: Splits) -> None:
+        """Last look at the splits before they are used.
+
+        Raises:
+            ValueError: a split is empty, or a task has one class only.
+        """
+        for name, photos in splits.items():
+            if not len(photos):
+                raise ValueError(f"{name} is empty: no photo of it is listed or left in {self.root}")
+            self.notes += label_notes(name, photos, self.facts.get("classes", {}))
+        one_class(splits["train"], self.facts.get("classes", {}))
+
+    def _sound(self, name: str, photos: Photos, scans: Mapping[Path, images.Scan]) -> Photos:
+        """The split without broken photos (or an error), its boxes cut off at the photos' edges."""
+        bad = [at for at, path in enumerate(photos.paths) if scans[path].fault]
+        faults = [describe(photos, at, scans[photos.paths[at]].fault) for at in bad]
+        if self.on_bad_image == "error":
+            refuse(faults, "replace these files, take out their rows, or set on_bad_image=skip")
+        elif bad:
+            self.notes.append(f"{name}: {count(len(bad), 'broken photo')} skipped, first {faults[0]}")
+            photos = without(photos, bad)
+        return photos if photos.boxes is None else self._boxed(name, photos, scans)
+
+    def _boxed(self, name: str, photos: Photos, scans: Mapping[Path, images.Scan]) -> Photos:
+        sizes = np.array([scans[path].size for path in photos.paths], dtype=float).reshape(-1, 2)
+        inside = np.clip(photos.boxes, 0, np.tile(sizes, 2)) if photos.boxes is not None else np.zeros((0, 4))
+        share = _areas(inside) / _areas(cast(Any, photos.boxes))
+        faults = [
+            f"{photos.origin[at]}: the box {photos.box(at)} lies outside of {photos.paths[at].name}, {sizes[at, 0]:g} x {sizes[at, 1]:g}"
+            for at in np.flatnonzero(share < OUTSIDE)
+        ]
+        refuse(faults, "boxes are in pixels of the upright photo; correct these rows")
+        over = np.flatnonzero(share < 1)
+        if len(over):
+            self.notes.append(f"{name}: boxes that reach over the photo's edge were cut: {len(over):,}, first {photos.origin[over[0]]}")
+        photos.boxes = inside
+        return photos
+
+    def _carve(self, splits: Splits, keys: Mapping[Path, bytes]) -> Splits:
+        train = splits["train"]
+        kept, held = carve(train.labels, [keys[path] for path in train.paths], self.val_share, self.seed)
+        self.notes.append(f"val: there is no validation file, so {count(len(held), 'photo')} of train were set aside (seed {self.seed})")
+        return {**splits, "train": train.keep(kept), "val": train.keep(held)}
+
+    def _disjoint(self, splits: Splits, keys: Mapping[Path, bytes]) -> Splits:
+        """The splits after `on_leak`."""
+        found = leaks(splits, keys)
+        if not found:
+            return splits
+        sentence = leak_sentence(splits, keys, found)
+        if self.on_leak == "error":
+            raise ValueError(f"{sentence}: set on_leak=drop to leave them out where they leak from, or on_leak=warn to keep them")
+        done = "dropped there" if self.on_leak == "drop" else "KEPT (on_leak=warn), so results on held-out photos are too good"
+        self.notes.append(f"leak: {sentence}; {done}")
+        if self.on_leak == "warn":
+            return splits
+        return {name: without(photos, found.get(name, [])) for name, photos in splits.items()}
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and world size."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _split(self, name: str) -> Photos:
+        self.setup()
+        if name not in self.splits:
+            raise ValueError(f"{self.root} has no {name} split; it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def train_dataloader(self) -> Loader:
+        """This rank's share of the shuffled, augmented epoch."""
+        rank, world = self._place()
+        photos = self._split("train")
+        sampler = TrainSampler(len(photos), self.batch_size, self.seed, rank, world, self.weights)
+        return Loader(photos, sampler, self.batch_size // world, True, self.threads)
+
+    def _held_out(self, name: str) -> Loader:
+        photos = self._split(name)
+        return Loader(photos, EvalSampler(len(photos), *self._place()), self.batch_size, False, self.threads)
+
+    def val_dataloader(self) -> Loader:
+        """This rank's share of the validation photos, each exactly once over all ranks."""
+        return self._held_out("val")
+
+    def test_dataloader(self) -> Loader:
+        """This rank's share of the test photos, each exactly once over all ranks."""
+        return self._held_out("test")
+
+    def predict_dataloader(self) -> Loader:
+        """This rank's share of the test photos that came without labels."""
+        return self._held_out("predict")
+
+    def answering(self, paths: Sequence[Path], boxes: Mapping[str, Box] | None = None) -> Loader:
+        """Batches of any photos as evaluation sees them; needs no data set.
+
+        Args:
+            paths: photos; a broken one is left out and named in the loader's `dataset.broken`.
+            boxes: by path as given, or by file name; a photo without one is shown whole.
+        """
+        found = [(boxes or {}).get(str(path), (boxes or {}).get(path.name, (np.nan,) * 4)) for path in paths]
+        photos = Unlabelled(paths, np.array(found, dtype=float).reshape(-1, 4), {}, [str(path) for path in paths], self.transform)
+        return Loader(photos, EvalSampler(len(photos)), self.batch_size, False, self.threads)
+
+    def picture(self, split: str, index: int) -> torch.Tensor:
+        """One photo (3, H, W) as evaluation sees it, uint8."""
+        return cast(torch.Tensor, self._split(split)[index]["image"])
+
+    def name(self, split: str, index: int) -> str:
+        """Path of a photo, relative to the root."""
+        return self._split(split).paths[index].relative_to(self.root).as_posix()
+
+    def survey(self, deep: bool = False) -> dict[str, Any]:
+        """What there is and what was done about it.
+
+        Args:
+            deep: decode every photo whole, to name those that only look sound.
+        """
+        self.setup()
+        names: Mapping[str, Sequence[str]] = self.facts.get("classes", {})
+        classes = {
+            split: {task: dict(zip(names[task], np.bincount(ids[ids >= 0], minlength=len(names[task])).tolist(), strict=True))
+                    for task, ids in photos.labels.items()}
+            for split, photos in self.splits.items()
+        }  # fmt: skip
+        counts = {split: len(photos) for split, photos in self.splits.items()}
+        notes = [*self.notes, *(self._decode_all() if deep else [])]
+        return {"root": str(self.root), "counts": counts, "classes": classes, "notes": notes}
+
+    def _decode_all(self) -> list[str]:
+        with ThreadPoolExecutor(self.threads) as pool:
+            found = {name: list(pool.map(images.fault, photos.paths)) for name, photos in self.splits.items()}
+        return [
+            describe(self.splits[name], at, fault) for name, faults in found.items() for at, fault in enumerate(faults) if fault
+        ]
+
+
+def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.clip(boxes[:, 2] - boxes[:, 0], 0, None) * np.clip(boxes[:, 3] - boxes[:, 1], 0, None)

@@ -1,0 +1,131 @@
+"""Draws a small FASCODE: clothed figures whose three attributes can be seen, some of them labelled wrongly on purpose.
+
+Daily is the outfit's shape, Gender the build and the hair, Embellishment the density of the cloth's pattern. Colours, background,
+place, size and pose say nothing. `planted.csv` lists the training rows whose label was changed; `classes.csv` names the ids.
+"""
+
+import csv
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image, ImageDraw, ImageFilter
+
+from datamodules.samples.figures import FINE, SIDE, Figure
+
+CLASSES = {
+    "Daily": ["T-shirt", "shorts", "dress", "coat", "skirt", "suit", "hanbok 한복"],
+    "Gender": ["man", "woman", "unisex", "boy", "girl", "baby"],
+    "Embellishment": ["plain", "sparse", "dense"],
+}
+SHARES = {  # mildly imbalanced
+    "Daily": (0.21, 0.17, 0.15, 0.14, 0.12, 0.11, 0.10),
+    "Gender": (0.24, 0.22, 0.16, 0.15, 0.13, 0.10),
+    "Embellishment": (0.42, 0.33, 0.25),
+}
+SPLITS = {"train": ("Train", 700), "valid": ("Valid", 150), "test": ("Test", 150)}
+WRONG = 0.06  # share of training rows with one wrong label
+
+COLUMNS = ("image_name", "BBox_xmin", "BBox_ymin", "BBox_xmax", "BBox_ymax", *CLASSES)
+
+
+def backdrop(rng: Generator) -> Image.Image:
+    """A wall that fades into a floor, with some blurred things on it; of no meaning."""
+    full = SIDE * FINE
+    wall, floor = rng.integers(70, 245, (2, 3))
+    rows = np.linspace(0, 1, full)[:, None] * rng.uniform(-40, 40) + wall
+    rows[int(full * rng.uniform(0.6, 0.9)) :] = floor
+    scene = Image.fromarray(np.broadcast_to(np.clip(rows, 0, 255)[:, None], (full, full, 3)).astype(np.uint8))
+    pen = ImageDraw.Draw(scene)
+    for _ in range(rng.integers(2, 6)):
+        x, y = rng.uniform(-0.1, 0.9, 2) * full
+        wide, high = rng.uniform(0.08, 0.4, 2) * full
+        shape = pen.ellipse if rng.random() < 0.5 else pen.rectangle
+        shape((x, y, x + wide, y + high), fill=tuple(rng.integers(50, 235, 3).tolist()))
+    return scene.filter(ImageFilter.BoxBlur(rng.uniform(1, 6)))
+
+
+def photo(labels: Sequence[int], rng: Generator) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """A photo of one figure and the figure's box.
+
+    Args:
+        labels: ids of Daily, Gender and Embellishment.
+        rng: source of everything else.
+    """
+    figure = Figure(*labels, rng).draw()
+    scene = backdrop(rng)
+    scene.paste(figure, mask=figure)
+    scene = Image.eval(scene.reduce(FINE), lambda value, gain=rng.uniform(0.8, 1.15): min(255, int(value * gain)))
+    edges = np.array(figure.getbbox(alpha_only=True)) / FINE + rng.integers(-2, 3, 4)
+    left, top, right, bottom = np.clip(np.round(edges), 0, SIDE).astype(int).tolist()
+    return scene, (left, top, right, bottom)
+
+
+def planted(truth: dict[str, np.ndarray], rng: Generator) -> list[tuple[int, str, int]]:
+    """Wrong labels for a share of the rows: row, task, and an id that is not the true one."""
+    n = len(truth["Daily"])
+    wrong = []
+    for row in sorted(rng.choice(n, round(WRONG * n), replace=False).tolist()):
+        task = str(rng.choice(list(CLASSES)))
+        other = [ident for ident in range(len(CLASSES[task])) if ident != truth[task][row]]
+        wrong.append((row, task, int(rng.choice(other))))
+    return wrong
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a CSV file in UTF-8."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def write_split(root: Path, split: str, seed: int) -> None:
+    """Photos and CSV of one split; for train also `planted.csv`."""
+    folder, n = SPLITS[split]
+    rng = np.random.default_rng((seed, n, len(split)))
+    truth = {task: rng.choice(len(names), n, p=SHARES[task]) for task, names in CLASSES.items()}
+    wrong = planted(truth, rng) if split == "train" else []
+    written = {task: ids.copy() for task, ids in truth.items()}
+    for row, task, ident in wrong:
+        written[task][row] = ident
+    rows, files = [], [f"{row // 100:03d}/{row:05d}.jpg" for row in range(n)]
+    for row, name in enumerate(files):
+        path = root / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture, box = photo([int(ids[row]) for ids in truth.values()], np.random.default_rng((seed, len(split), row)))
+        picture.save(path, quality=90)
+        rows.append([name, *box, *(ids[row] for ids in written.values())])
+    write_rows(root / f"info_etri20_emotion_{split}.csv", COLUMNS, rows)
+    if wrong:
+        lines = [(files[row], task, truth[task][row], ident) for row, task, ident in wrong]
+        write_rows(root / "planted.csv", ("file", "task", "true", "written"), lines)
+
+
+def draw(root: Path, seed: int = 0) -> None:
+    """Draw the set into `root`: complete or not at all, and left alone if it is there.
+
+    It is drawn into a folder of this process beside `root` and renamed, so that of two processes at once the first to finish wins.
+
+    Args:
+        root: folder to make.
+        seed: of everything.
+    """
+    if (root / "info_etri20_emotion_train.csv").is_file():
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    aside = root.with_name(f".{root.name}.{os.getpid()}.drawing")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        for split in SPLITS:
+            write_split(aside, split, seed)
+        write_rows(aside / "classes.csv", ("task", "id", "name"), [(t, i, name) for t, names in CLASSES.items() for i, name in enumerate(names)])
+        aside.rename(root)
+    except OSError:
+        if not (root / "info_etri20_emotion_train.csv").is_file():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

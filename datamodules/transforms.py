@@ -1,0 +1,252 @@
+"""From decoded pixels to the square a network sees: framing (letterbox, squash, crop) and the random changes of training.
+
+Rotate -> translate -> scale is one affine map, so pixels are resampled once. In coordinates n in [-1, 1]^2 of the output square, a
+photo's region is read at
+
+    u = F R(-a) (n / s - 2 t)
+
+for an angle a, a shift t (shares of the side) and a factor s, where F stretches the square over the letterbox.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from datamodules.images import BadImage, Pixels
+
+Box = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax in pixels of the upright photo
+FITS = ("letterbox", "squash", "crop")
+FILL = 128  # grey around a letterbox and behind a turned photo
+COARSE = 1.5  # a bilinear warp of a region larger than this many times its place would skip pixels
+
+
+class Region(NamedTuple):
+    """Part of a photo: edges as shares of its width and height, and the (width, height) it gets inside the output square."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Strengths of the random changes, each drawn uniformly in its range; 0 (for `area`: 1) is off.
+
+    Noise, exposure and contrast are off by default: the source of the FASCODE recipe found that they hurt.
+
+    Args:
+        rotate: degrees, +-.
+        translate: share of the square's side, +-, in x and in y.
+        scale: share, +-: 0.1 draws a factor from 0.9 to 1.1.
+        flip: probability of a mirror image.
+        area: least share of the region that a random crop keeps (aspect 3/4 to 4/3, stretched over the whole square).
+        noise: standard deviation of Gaussian noise as a share of the full range.
+        exposure: stops, +-: 1 draws a gain from 1/2 to 2.
+        contrast: share, +-, around the picture's mean.
+    """
+
+    rotate: float = 0.0
+    translate: float = 0.0
+    scale: float = 0.0
+    flip: float = 0.0
+    area: float = 1.0
+    noise: float = 0.0
+    exposure: float = 0.0
+    contrast: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Mapping[str, float] | None) -> Self:
+        """From a mapping in YAML.
+
+        Raises:
+            ValueError: an unknown name, or a strength outside its range.
+        """
+        known = [field.name for field in fields(cls)]
+        for name, value in (settings or {}).items():
+            if name not in known:
+                raise ValueError(f"augment has no setting {name!r}; it has {', '.join(known)}")
+            least, most = {"rotate": (0, 180), "exposure": (0, 8), "area": (0.01, 1), "scale": (0, 0.99)}.get(name, (0, 1))
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+                raise ValueError(f"augment.{name}={value!r} is not a number between {least} and {most}")
+        return cls(**(settings or {}))
+
+    @property
+    def moves(self) -> bool:
+        """Whether pixels move other than by cropping and mirroring."""
+        return bool(self.rotate or self.translate or self.scale)
+
+
+def affine(degrees: float, shift: tuple[float, float], factor: float, stretch: tuple[float, float]) -> NDArray[np.float32]:
+    """The 2 x 3 matrix that says where the output square reads, for content that is rotated, then translated, then scaled.
+
+    Args:
+        degrees: turn of the content, clockwise as seen.
+        shift: of the content, as shares of the square's side.
+        factor: of size.
+        stretch: side of the square over the region's width and height inside it (1, 1 without a letterbox).
+    """
+    angle = np.deg2rad(degrees)
+    back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    matrix = np.column_stack([back / factor, -2 * back @ np.asarray(shift)])
+    return (np.diag(stretch) @ matrix).astype(np.float32)
+
+
+def window(region: Region, area: float, size: tuple[int, int], side: int, rng: Generator) -> Region:
+    """A random part of the region, at least `area` of it, of aspect 3/4 to 4/3 in pixels: the well-known random resized crop.
+
+    Args:
+        region: the part of the photo to choose from.
+        area: least share of the region's area.
+        size: width and height of the region in pixels.
+        side: of the output square, which the part fills.
+        rng: source of randomness.
+    """
+    shares = rng.uniform(area, 1, 10) * size[0] * size[1]
+    aspects = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), 10))
+    wide, high = np.sqrt(shares * aspects) / size[0], np.sqrt(shares / aspects) / size[1]
+    fits = np.flatnonzero((wide <= 1) & (high <= 1))
+    if not len(fits):
+        return region._replace(width=side, height=side)
+    part = np.array([wide[fits[0]], high[fits[0]]])
+    whole = np.array([region.right - region.left, region.bottom - region.top])
+    left, top = np.array([region.left, region.top]) + whole * (1 - part) * rng.uniform(0, 1, 2)
+    return Region(left, top, left + whole[0] * part[0], top + whole[1] * part[1], side, side)
+
+
+def cut(pixels: Pixels, region: Region) -> Pixels:
+    """The region's pixels, at least one, as a view."""
+    height, width = pixels.shape[:2]
+    left, top = min(round(region.left * width), width - 1), min(round(region.top * height), height - 1)
+    return pixels[top : max(top + 1, round(region.bottom * height)), left : max(left + 1, round(region.right * width))]
+
+
+def resize(pixels: Pixels, width: int, height: int) -> Pixels:
+    """Antialiased bilinear resize of (height, width, 3) pixels to planes (3, height, width), 8-bit throughout."""
+    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    if pixels.shape[:2] != (height, width):
+        planes = F.interpolate(planes[None], (height, width), mode="bilinear", antialias=True)[0]
+    return planes.numpy()
+
+
+def warp(pixels: Pixels, matrix: NDArray[np.float32], side: int) -> Pixels:
+    """Planes (3, side, side) read bilinearly where `matrix` says, grey where there is nothing.
+
+    Grid and conversions are numpy's on purpose: torch would start threads of its own for them inside each decode thread.
+    """
+    steps = ((np.arange(side) + 0.5) / side * 2 - 1).astype(np.float32)
+    grid = np.empty((1, side, side, 2), np.float32)
+    for axis, (along, across, begin) in enumerate(matrix):
+        np.add(steps * along + begin, (steps * across)[:, None], out=grid[0, :, :, axis])
+    # grid_sample fills with zero, so grey is moved to zero and back.
+    planes = torch.from_numpy(np.subtract(pixels, FILL, dtype=np.float32)).permute(2, 0, 1)[None]
+    read = F.grid_sample(planes, torch.from_numpy(grid), mode="bilinear", padding_mode="zeros", align_corners=False)
+    return np.add(read[0].numpy(), np.float32(FILL + 0.5)).astype(np.uint8)
+
+
+def put(planes: Pixels, out: Pixels) -> None:
+    """Write planes into (height, width, 3) pixels: three plane copies take a quarter of the time of one transposed copy."""
+    for channel in range(3):
+        out[..., channel] = planes[channel]
+
+
+class Transform:
+    """Photo, box and (in training) randomness to a square of uint8 pixels.
+
+    Args:
+        side: of the square, in pixels.
+        fit: `letterbox` keeps the aspect and fills with grey, `squash` stretches, `crop` takes the middle square.
+        margin: added on each side of a box, as a share of the box's size; cut off at the photo's edge.
+        augment: strengths of the random changes.
+
+    Raises:
+        ValueError: a setting outside its range.
+    """
+
+    def __init__(self, side: int, fit: str, margin: float = 0.0, augment: Augment | None = None) -> None:
+        if isinstance(side, bool) or not isinstance(side, int) or side < 8:
+            raise ValueError(f"image_size={side!r} is not a whole number of at least 8 pixels")
+        if fit not in FITS:
+            raise ValueError(f"fit={fit!r} is not one of {', '.join(FITS)}")
+        if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin <= 5:
+            raise ValueError(f"margin={margin!r} is not a share of the box between 0 and 5")
+        self.side, self.fit, self.margin, self.augment = side, fit, margin, augment or Augment()
+
+    def region(self, box: Box | None, size: tuple[int, int]) -> Region:
+        """The part of a photo of `size` (width, height) that is shown; None is the whole photo.
+
+        Raises:
+            BadImage: the box does not meet the photo.
+        """
+        width, height = size
+        left, top, right, bottom = (0.0, 0.0, width, height) if box is None else box
+        wide, high = (right - left) * self.margin, (bottom - top) * self.margin
+        left, right = max(0.0, left - wide), min(width, right + wide)
+        top, bottom = max(0.0, top - high), min(height, bottom + high)
+        wide, high = right - left, bottom - top
+        if wide <= 0 or high <= 0:
+            raise BadImage(f"its box {box} does not meet the photo ({width} x {height})")
+        if self.fit == "crop":
+            left, top = left + max(0, wide - high) / 2, top + max(0, high - wide) / 2
+            wide = high = min(wide, high)
+        inside = (self.side, self.side)
+        if self.fit == "letterbox":
+            unit = self.side / max(wide, high)
+            inside = (max(1, round(wide * unit)), max(1, round(high * unit)))
+        return Region(left / width, top / height, (left + wide) / width, (top + high) / height, *inside)
+
+    def needed(self, region: Region, size: tuple[int, int]) -> float:
+        """Share of the photo's `size` at which the region still has the pixels it gets in the square (above 1: too small anyway)."""
+        wide, high = (region.right - region.left) * size[0], (region.bottom - region.top) * size[1]
+        return max(region.width / wide, region.height / high)
+
+    def exact(self, pixels: Pixels, region: Region, out: Pixels) -> None:
+        """Write the region as evaluation sees it: the same photo gives the same pixels."""
+        left, top = (self.side - region.width) // 2, (self.side - region.height) // 2
+        if (region.width, region.height) != (self.side, self.side):
+            out[:] = FILL
+        inside = out[top : top + region.height, left : left + region.width]
+        put(resize(cut(pixels, region), region.width, region.height), inside)
+
+    def random(self, pixels: Pixels, region: Region, rng: Generator, out: Pixels) -> None:
+        """Write the region with the random changes of training, all of them drawn from `rng`."""
+        change = self.augment
+        turn, right, down, grow, mirror = rng.uniform(-1, 1, 5)
+        if change.area < 1:
+            height, width = cut(pixels, region).shape[:2]
+            region = window(region, change.area, (width, height), self.side, rng)
+        target = out[:, ::-1] if mirror < 2 * change.flip - 1 else out
+        if not change.moves:
+            self.exact(pixels, region, target)
+        else:
+            stretch = self.side / region.width, self.side / region.height
+            shift = right * change.translate, down * change.translate
+            matrix = affine(turn * change.rotate, shift, 1 + grow * change.scale, stretch)
+            put(warp(self._near(cut(pixels, region), region), matrix, self.side), target)
+        if change.noise or change.exposure or change.contrast:
+            self._colour(out, rng)
+
+    @staticmethod
+    def _near(part: Pixels, region: Region) -> Pixels:
+        """The part, made smaller first where a bilinear warp alone would alias."""
+        if part.shape[0] <= COARSE * region.height and part.shape[1] <= COARSE * region.width:
+            return part
+        return resize(part, region.width, region.height).transpose(1, 2, 0)
+
+    def _colour(self, out: Pixels, rng: Generator) -> None:
+        """Exposure, then contrast, then noise, in place."""
+        exposure, contrast = rng.uniform(-1, 1, 2)
+        values = out.astype(np.float32) * np.float32(2 ** (exposure * self.augment.exposure))
+        mean = values.mean()
+        values = (values - mean) * np.float32(1 + contrast * self.augment.contrast) + mean
+        if self.augment.noise:
+            values += rng.standard_normal(values.shape, dtype=np.float32) * np.float32(255 * self.augment.noise)
+        out[:] = np.clip(values + 0.5, 0, 255).astype(np.uint8)

@@ -1,0 +1,270 @@
+"""What every fit has, whatever its technique: step log, exact resume, orderly stop. Written for Lightning 2.6."""
+
+import math
+import random
+import signal
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from torch import Tensor
+
+from engine.progress import Progress
+
+Batch = Any
+
+
+class StepLog(Callback):
+    """Writes each step's losses to the metrics file, stops at the first that is not finite, and shows progress.
+
+    On an accelerator values are read one step late, when the device has long finished them, so that logging never makes
+    it wait. Under several processes one small all-reduce a step carries the mean of the losses and whether any process
+    was asked to stop, so that all of them learn of it at the same step.
+
+    Args:
+        progress: What shows each step and each validation to the person who waits.
+        judged: The validation metric that the stage is judged by, shown after each epoch.
+    """
+
+    def __init__(self, progress: Progress, judged: str) -> None:
+        self.progress, self.judged = progress, judged
+        self.last_row = -1
+        self.asked_to_stop = False
+        self.signal = 0
+        self._pending: deque[_Row] = deque()
+        self._wait = self._total = self._last = 0.0
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the training time spent waiting for the next batch."""
+        return self._wait / max(self._total, 1e-9)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_row": self.last_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_row = state_dict["last_row"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take SIGTERM and SIGINT over from Lightning, whose own handler broadcasts inside it and hangs two ranks."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:  # asked twice: at once
+            sys.exit(128 + number)
+        self.signal = number
+
+    def _restore_handlers(self) -> None:
+        while self._handlers:
+            number, handler = self._handlers.popitem()
+            signal.signal(number, handler)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if not self._last:  # a fit that goes on in the middle of an epoch
+            self._last = time.perf_counter()
+        self._wait += time.perf_counter() - self._last
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        outputs = {"loss": outputs} if isinstance(outputs, Tensor) else outputs
+        scalars = {k: v for k, v in (outputs or {}).items() if isinstance(v, Tensor) and v.numel() == 1}
+        self._submit(trainer, scalars, batch_idx)
+        late = trainer.strategy.root_device.type != "cpu" or trainer.world_size > 1
+        while len(self._pending) > late:
+            self._write(trainer)
+        now = time.perf_counter()
+        self._total += now - self._last
+        self._last = now
+
+    def _submit(self, trainer: pl.Trainer, scalars: dict[str, Tensor], batch_idx: int) -> None:
+        asked = torch.tensor([float(self.signal)], device=trainer.strategy.root_device)
+        packed = torch.cat([asked, *(v.detach().float().reshape(1) for v in scalars.values())])
+        work = None
+        if trainer.world_size > 1:
+            packed /= trainer.world_size
+            work = dist.all_reduce(packed, async_op=True)
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        self._pending.append(_Row(step, trainer.current_epoch, batch_idx, list(scalars), packed, work))
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        pending = self._pending.popleft()
+        if pending.work is not None:
+            pending.work.wait()
+        asked, *numbers = pending.packed.tolist()
+        row = {f"train/{name}": number for name, number in zip(pending.names, numbers, strict=True)}
+        self.last_row, self.asked_to_stop = pending.step, bool(asked)
+        self._log(trainer, row | {"epoch": pending.epoch}, pending.step)
+        _refuse_nan(row, pending)
+        loop = trainer.fit_loop
+        loss = row.get("train/loss")
+        self.progress(pending.epoch, loop.max_epochs, pending.batch_idx + 1, loop.max_batches, loss, self.data_wait)
+
+    def _log(self, trainer: pl.Trainer, row: dict[str, float], step: int) -> None:
+        metrics_file, *others = trainer.loggers
+        metrics_file.log_metrics(row, step)
+        if step % trainer.log_every_n_steps == 0:
+            for logger in others:
+                logger.log_metrics(row | {"data_wait": self.data_wait}, step)
+
+    def flush(self, trainer: pl.Trainer) -> None:
+        """Read what is pending; a checkpoint must not replace a good one after a loss that is not finite."""
+        while self._pending:
+            self._write(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.flush(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last = time.perf_counter()  # validation is not time spent waiting for training data
+        if trainer.is_global_zero:
+            metrics = trainer.callback_metrics
+            shown = {key: float(metrics[key]) for key in ("val/loss", self.judged) if key in metrics}
+            self.progress.epoch_line(trainer.current_epoch, shown)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.progress.close()
+        self._restore_handlers()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.progress.close()
+        self._restore_handlers()
+
+
+class _Row(NamedTuple):
+    """A step whose numbers may still be on the device, or on their way between the processes."""
+
+    step: int
+    epoch: int
+    batch_idx: int
+    names: list[str]
+    packed: Tensor
+    work: Any
+
+
+def _refuse_nan(row: dict[str, float], at: _Row) -> None:
+    for key, number in row.items():
+        if not math.isfinite(number):
+            raise FloatingPointError(
+                f"{key} became {number} at step {at.step} (epoch {at.epoch}): training stopped and the last good "
+                "checkpoint is kept; a smaller lr, trainer.gradient_clip_val=1 or trainer.precision=32-true may help"
+            )
+
+
+class Stopped(SystemExit):
+    """Training was asked to stop by a signal; the exit code is 128 + its number, as a shell reports it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`: at the end of every epoch, every `seconds` within one, and when a signal asks to stop.
+
+    None is saved between a batch and the validation that follows it: Lightning would skip that validation on a resume.
+
+    Args:
+        path: The file; it is written aside and renamed, so that a kill leaves the one before.
+        seconds: Time between two within an epoch.
+        step_log: Its pending losses are looked at first.
+    """
+
+    def __init__(self, path: Path, seconds: float, step_log: StepLog) -> None:
+        self.path, self.seconds, self.step_log = path, seconds, step_log
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        done = batch_idx + 1
+        if done % trainer.val_check_batch == 0 or done == trainer.num_training_batches:
+            return
+        if self.step_log.asked_to_stop or self._due(trainer, done):
+            self.save(trainer)
+            self._stop_if_asked()
+
+    def _due(self, trainer: pl.Trainer, done: int) -> bool:
+        due = time.monotonic() - self._saved_at >= self.seconds
+        if trainer.world_size == 1:
+            return due
+        return bool(done % 20 == 0 and trainer.strategy.broadcast(due))  # clocks differ: the first process's counts
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.save(trainer)
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self.step_log.asked_to_stop:
+            raise Stopped(self.step_log.signal or signal.SIGTERM)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write the checkpoint, unless a loss before it was not finite."""
+        self.step_log.flush(trainer)
+        trainer.save_checkpoint(self.path)
+        self._saved_at = time.monotonic()
+
+
+class RandomState(Callback):
+    """Saves every process's random state with the checkpoint, so that dropout and noise go on where they were.
+
+    Batch order and augmentation do not need it: they are functions of seed, epoch and position.
+    """
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        states: list[Any] = [_random_state()]
+        if dist.is_available() and dist.is_initialized():
+            states = [None] * dist.get_world_size()
+            dist.all_gather_object(states, _random_state())
+        return {"ranks": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        if rank < len(state_dict["ranks"]):
+            self._restored = state_dict["ranks"][rank]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Late, so that nothing that is built between loading and training moves it again."""
+        if self._restored is not None:
+            _set_random_state(self._restored)
+            self._restored = None
+
+
+def _random_state() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global state is what libraries draw from
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(internal), gauss],
+        "numpy": [kind, torch.from_numpy(np.array(keys, dtype=np.int64)), *rest],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,98 @@
+"""Runs a stage: in this process on one device, as one rank set through torch's elastic launcher on several.
+
+Lightning's own subprocess launcher would replay the command line in each rank, so that under `--multirun` ranks train
+different jobs or half of the data (Lightning-AI/pytorch-lightning#11300). Our ranks get a resolved spec file instead
+and never see Hydra.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engine.devices import world_size
+from engine.runs import write_json
+from engine.stage import Spec, run_spec
+
+ROOT = Path(__file__).resolve().parent.parent
+GRACE = 60  # seconds that ranks have to write a checkpoint after SIGTERM
+
+
+class RankFailed(ChildProcessError):
+    """A rank of a stage ended with an error; the others were ended with it."""
+
+
+def launch(spec: Spec) -> None:
+    """Run one stage to its done-file.
+
+    Raises:
+        RankFailed: A rank failed; the message names it, its exit code and its error.
+        SystemExit: A signal asked to stop; the code is 128 + its number.
+    """
+    home = Path(spec["out"]) / spec["name"]
+    home.mkdir(parents=True, exist_ok=True)
+    write_json(home / "spec.json", spec)
+    if world_size(spec["stage"]["trainer"]) == 1:
+        run_spec(spec)
+    else:
+        _launch_ranks(spec, home / "spec.json")
+    if not (Path(spec["out"]) / f"{spec['name']}.json").is_file():
+        raise RankFailed(f"stage {spec['name']} ended without its done-file {spec['name']}.json")
+
+
+def _launch_ranks(spec: Spec, path: Path) -> None:
+    from torch.distributed.elastic.agent.server.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    trainer = spec["stage"]["trainer"]
+    nodes = int(trainer.get("num_nodes", 1))
+    config = LaunchConfig(
+        min_nodes=nodes, max_nodes=nodes, nproc_per_node=int(trainer["devices"]), rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", run_id=f"{Path(spec['out']).name}-{spec['name']}", max_restarts=0,
+        monitor_interval=0.2, shutdown_timeout=GRACE,
+    )  # fmt: skip
+    try:
+        with _own_signals(), _importable():
+            elastic_launch(config, sys.executable)("-m", "engine.worker", str(path))
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from error
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise RankFailed(f"rank {rank} failed with exit code {failure.exitcode}: {_first_line(failure)}") from error
+
+
+def _first_line(failure: Any) -> str:
+    message = failure.message
+    if isinstance(message, dict):
+        message = message.get("message", message)
+    return str(message).strip().splitlines()[0].removeprefix("RuntimeError: ")
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """The launcher leaves its handlers installed; a stage that runs in this process afterwards must not meet them."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _importable() -> Iterator[None]:
+    """Ranks import our packages from wherever the command was started."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before

@@ -1,0 +1,71 @@
+"""`check=true`: looks at data, disk, devices and W&B, prints what it finds, and trains nothing."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_class, instantiate
+from rich.console import Console
+from rich.table import Table
+
+from engine.check import check_targets
+from engine.compose import Plan
+from engine.devices import world_size
+from engine.stage import fill
+from engine.suggest import explain
+
+Row = tuple[str, str, str]  # what, finding, "" | "note" | "problem"
+
+
+def preflight(plan: Plan) -> int:
+    """Print a table for a plan; 0 when it could run, 1 when something stands in its way."""
+    rows: list[Row] = [("config", "every key and argument is known", "")]
+    if plan["sample"]:
+        rows.append(("data", "DRAWN SAMPLES, not photos", "note"))
+    for name, stage in plan["stages"].items():
+        rows += _look(name, stage, plan)
+    rows += _machine(plan)
+    table = Table("", "found", "", title=f"check of {plan['experiment']}")
+    colours = {"": "", "note": "yellow", "problem": "bold red"}
+    for what, finding, verdict in rows:
+        table.add_row(what, finding, verdict, style=colours[verdict])
+    Console().print(table)
+    return int(any(verdict == "problem" for *_, verdict in rows))
+
+
+def _look(name: str, stage: dict[str, Any], plan: Plan) -> list[Row]:
+    """The data of one stage: counts, classes, every photo decoded, heads against classes."""
+    if plan["sample"]:
+        get_class(stage["data"]["_target_"]).draw_sample(Path(stage["data"]["root"]))
+    try:
+        data = instantiate(stage["data"], _convert_="all")
+        data.prepare_data()
+        data.setup("fit")
+        survey = data.survey(deep=True)
+        check_targets(fill(stage["module"], data.facts), f"stages.{name}.module", filled=True)
+    except (ValueError, OSError) as error:
+        return [(f"{name}: data", explain(error), "problem")]
+    rows: list[Row] = [(f"{name}: data", survey["root"], "")]
+    rows += [(f"{name}: {split}", f"{count:,} photos", "") for split, count in survey["counts"].items()]
+    for split, tasks in survey["classes"].items():
+        for task, counts in tasks.items():
+            shown = ", ".join(f"{label} {count}" for label, count in counts.items())
+            rows.append((f"{name}: {split} {task}", shown, ""))
+    return rows + [(name, note, "note") for note in survey["notes"]]
+
+
+def _machine(plan: Plan) -> list[Row]:
+    out = Path(plan["out_dir"])
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free / 2**30
+    rows: list[Row] = [("disk", f"{free:.1f} GiB free for {out}", "problem" if free < 1 else "")]
+    for name, stage in plan["stages"].items():
+        trainer = stage["trainer"]
+        processes = world_size(trainer)
+        shown = (
+            f"{processes} process{'es' if processes > 1 else ''} on {trainer['accelerator']}, {trainer['precision']}"
+        )
+        rows.append((f"{name}: devices", shown, ""))
+    logger = plan["logger"] or {}
+    rows.append(("logger", f"{logger.get('_target_', 'none').rpartition('.')[2]} {logger.get('mode', '')}".strip(), ""))
+    return rows

@@ -1,0 +1,84 @@
+"""The shape of a run's config. Hydra refuses what does not fit, `engine.check` what slips past Hydra with a `+`."""
+
+import secrets
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import II, MISSING, OmegaConf
+
+
+class Mode(Enum):
+    """Which direction of a metric is better."""
+
+    max = "max"
+    min = "min"
+
+
+class Leak(Enum):
+    """What to do with a photo that occurs in two splits: refuse, drop it from the training side, or only say so."""
+
+    error = "error"
+    drop = "drop"
+    warn = "warn"
+
+
+class BadImage(Enum):
+    """What to do with a photo that cannot be read: refuse, or leave it out and count it."""
+
+    error = "error"
+    skip = "skip"
+
+
+@dataclass
+class Stage:
+    """One fit: a technique, its data, its callbacks, and what it changes of the run's trainer."""
+
+    module: dict[str, Any] = MISSING
+    data: dict[str, Any] = MISSING
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    metric: str = "${metric}"
+    mode: Mode = II("mode")  # noqa: RUF009 - a string that OmegaConf resolves
+
+
+@dataclass
+class Theirs:
+    """Figures that a source claims for its own data: shown beside ours, always marked as theirs."""
+
+    cite: str = MISSING
+    note: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """Every key that a run has at its top level."""
+
+    metric: str = MISSING
+    mode: Mode = MISSING
+    stages: dict[str, Stage] = field(default_factory=dict)
+    on_sample: dict[str, Any] = field(default_factory=dict)
+    theirs: Theirs | None = None
+    trainer: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] | None = None
+    seed: int = MISSING
+    data_dir: str = MISSING
+    out_dir: str = MISSING
+    out: str | None = None
+    sample: bool = False
+    on_leak: Leak = Leak.error
+    on_bad_image: BadImage = BadImage.error
+    checkpoint_every: float = MISSING
+    only: list[str] | None = None
+    start_from: str | None = None
+    resume: str | None = None
+    force: bool = False
+    check: bool = False
+
+
+def register() -> None:
+    """Make known to Hydra: `schema`, the first of `conf/run.yaml`'s defaults, and `${token:}`, four random digits."""
+    ConfigStore.instance().store(name="schema", node=Run)
+    OmegaConf.register_new_resolver("token", lambda: secrets.token_hex(2), use_cache=True, replace=True)

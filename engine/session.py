@@ -1,0 +1,231 @@
+"""One run from config to report: compose, check, open its folder, run its stages one after the other."""
+
+import logging
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from shutil import copy2
+from typing import Any
+
+from hydra.types import RunMode
+from hydra.utils import get_class
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from engine.check import check_targets
+from engine.compose import Plan, make_plan
+from engine.console import log_to
+from engine.devices import settle_trainer, world_size
+from engine.runs import (
+    changes,
+    environment,
+    find_folder,
+    locked,
+    new_folder,
+    read_plan,
+    stage_key,
+    typed_command,
+    write_json,
+    write_plan,
+)
+from engine.suggest import explain, flatten
+
+log = logging.getLogger("nunchi")
+
+
+def start(cfg: DictConfig, hydra: DictConfig) -> float | None:
+    """Run a composed config; returns the judged metric of the last stage, which a sweeper optimises.
+
+    Raises:
+        ValueError: The config, the data or the machine does not allow the run: one sentence.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    experiment = hydra.runtime.choices.get("experiment") or "run"
+    overrides = list(hydra.overrides.task)
+    draft = make_plan(cfg, overrides, experiment, Path("OUT"))
+    _settle(draft)
+    if cfg.check:
+        from engine.preflight import preflight
+
+        sys.exit(preflight(draft))
+    out = _folder(cfg, hydra, experiment)
+    plan = make_plan(cfg, overrides, experiment, out)
+    _settle(plan)
+    return _Session(plan, out, hydra).run()
+
+
+def _settle(plan: Plan) -> None:
+    """Hold every target against its signature, and decide what depends on this machine."""
+    for name, stage in plan["stages"].items():
+        for part in ("module", "data", "callbacks"):
+            check_targets(stage[part], f"stages.{name}.{part}")
+        strategy = getattr(get_class(stage["module"]["_target_"]), "strategy", "ddp")
+        stage["trainer"] = settle_trainer(stage["trainer"], strategy)
+        check_targets(stage["trainer"], "trainer", filled=True)
+        _check_batch(name, stage)
+    if plan["logger"]:
+        check_targets(plan["logger"], "logger")
+
+
+def _check_batch(name: str, stage: dict[str, Any]) -> None:
+    batch, world = stage["data"].get("batch_size"), world_size(stage["trainer"])
+    if isinstance(batch, int) and batch % world:
+        raise ValueError(
+            f"stages.{name}.data.batch_size={batch} is the batch of all processes together and cannot be shared by "
+            f"{world}; take a multiple of {world}"
+        )
+
+
+def _folder(cfg: DictConfig, hydra: DictConfig, experiment: str) -> Path:
+    if cfg.resume:
+        return find_folder(cfg.resume, cfg.out_dir, experiment).resolve()
+    if hydra.mode == RunMode.MULTIRUN:
+        return (Path(hydra.sweep.dir) / hydra.sweep.subdir).resolve()
+    return new_folder(cfg.out_dir, experiment).resolve()
+
+
+class _Session:
+    """A plan and the folder that it fills."""
+
+    def __init__(self, plan: Plan, out: Path, hydra: DictConfig) -> None:
+        self.plan, self.out = plan, out
+        if plan["logger"] and "group" in plan["logger"] and hydra.mode == RunMode.MULTIRUN:
+            plan["logger"]["group"] = plan["logger"]["group"] or Path(hydra.sweep.dir).name
+
+    def run(self) -> float | None:
+        with ExitStack() as locks:
+            self._open(locks)
+            try:
+                for name in self._chosen():
+                    self._run_stage(name)
+            except BaseException as error:
+                self._record_failure(error)
+                raise
+        return self._close()
+
+    def _chosen(self) -> list[str]:
+        return [name for name in self.plan["stages"] if name in (self.plan["only"] or self.plan["stages"])]
+
+    def _open(self, locks: ExitStack) -> None:
+        """Take the folder: locks, compare with what was there, record config and machine."""
+        for name in self._chosen():
+            locks.enter_context(locked(self.out / name))
+        if (self.out / "config.yaml").is_file():
+            self._compare()
+        if self.plan["start_from"]:
+            self._take_over(
+                find_folder(self.plan["start_from"], self.plan["out_dir"], self.plan["experiment"], "start_from")
+            )
+        log_to(self.out / "run.log")
+        write_plan(self.out, self.plan)
+        trainer = next(iter(self.plan["stages"].values()))["trainer"]
+        device = f"{trainer['accelerator']} ({trainer['precision']})"
+        write_json(self.out / "environment.json", environment(self.plan, world_size(trainer), device, typed_command()))
+        (self.out / "failure.json").unlink(missing_ok=True)
+        self._introduce()
+
+    def _introduce(self) -> None:
+        where = "on DRAWN SAMPLES, not on photos" if self.plan["sample"] else f"on {self.plan['data_dir']}"
+        log.info("%s %s, in %s", self.plan["experiment"], where, self.out)
+
+    def _compare(self) -> None:
+        """Show what changed since the run was started; refuse what changes its meaning."""
+        rows = changes(read_plan(self.out), self.plan)
+        shown = [row for row in rows if row[0].split(".")[0] not in ("resume", "force", "out", "check")]
+        if not shown:
+            return
+        table = Table("key", "was", "is now", "", title="changed since this run was started")
+        for key, was, now, safe in shown:
+            table.add_row(key, str(was), str(now), "" if safe else "changes the meaning")
+        Console().print(table)
+        unsafe = [key for key, *_, safe in shown if not safe]
+        if unsafe and not self.plan["force"]:
+            more = f" (and {len(unsafe) - 1} more)" if unsafe[1:] else ""
+            raise ValueError(
+                f"{unsafe[0]} differs from the run in {self.out}{more}: start a new run without resume, "
+                "or say force=true to go on all the same"
+            )
+
+    def _take_over(self, source: Path) -> None:
+        """Copy the files of the stages before the chosen ones from another run, so that this folder stands alone."""
+        for name in self.plan["stages"]:
+            if name in self._chosen() or (self.out / f"{name}.json").is_file():
+                continue
+            for file in (source / f"{name}.ckpt", source / f"{name}.json"):
+                if file.is_file():
+                    copy2(file, self.out / file.name)
+
+    def _run_stage(self, name: str) -> None:
+        from engine.launch import launch
+
+        stage = self.plan["stages"][name]
+        self._refuse_missing_files(name, stage)
+        spec = {key: self.plan[key] for key in ("experiment", "seed", "sample", "checkpoint_every", "logger")}
+        spec |= {"do": "fit", "name": name, "out": str(self.out), "stage": stage, "resume": bool(self.plan["resume"])}
+        spec["key"] = stage_key(stage, name, self.plan["seed"], self.out)
+        if self._finished(name, spec):
+            log.info("%s: finished before, skipped", name)
+            return
+        if self.plan["sample"]:
+            get_class(stage["data"]["_target_"]).draw_sample(Path(stage["data"]["root"]))
+        launch(spec)
+
+    def _refuse_missing_files(self, name: str, stage: dict[str, Any]) -> None:
+        """A file of this run that a stage reads must be there before anything is built."""
+        for key, value in flatten(stage).items():
+            if isinstance(value, str) and value.startswith(f"{self.out}/") and not Path(value).exists():
+                raise ValueError(
+                    f"stages.{name}.{key}: {Path(value).name} is not in {self.out}; run the stage that writes it "
+                    "first, or name a run that has it with start_from="
+                )
+
+    def _finished(self, name: str, spec: dict[str, Any]) -> bool:
+        import json
+
+        done = self.out / f"{name}.json"
+        if not done.is_file():
+            return False
+        before = json.loads(done.read_text(encoding="utf-8"))
+        longer = spec["stage"]["trainer"]["max_epochs"] > before["epochs"] and before["key"] == spec["key"]
+        return before["key"] == spec["key"] and not longer
+
+    def _record_failure(self, error: BaseException) -> None:
+        from engine.report import write_report
+
+        log.debug("the run ended with an error", exc_info=True)
+        stage = next((n for n in self._chosen() if not (self.out / f"{n}.json").is_file()), None)
+        sentence = "stopped by a signal; resume=latest goes on" if isinstance(error, SystemExit) else explain(error)
+        write_json(self.out / "failure.json", {"stage": stage, "error": sentence, "where": str(self.out / "run.log")})
+        try:
+            write_report(self.out)
+        except Exception:  # the page must not hide the error that it would tell of
+            log.debug("no report", exc_info=True)
+
+    def _close(self) -> float | None:
+        import json
+
+        from engine.report import write_report
+
+        result: dict[str, Any] = {}
+        for name in self._chosen():
+            result = json.loads((self.out / f"{name}.json").read_text(encoding="utf-8"))
+            self._print_table(name, result)
+        log.info("report: %s", write_report(self.out))
+        value = result["metrics"].get(result["judged_by"])
+        return float(value) if value is not None else None
+
+    def _print_table(self, name: str, result: dict[str, Any]) -> None:
+        theirs = (self.plan["theirs"] or {}).get("figures", {})
+        table = Table("metric", "validation", "test", *(["the source's, on its data"] if theirs else []), title=name)
+        keys = dict.fromkeys(key.partition("/")[2] for key in result["metrics"])
+        for key in keys:
+            cells = [result["metrics"].get(f"{split}/{key}") for split in ("val", "test")]
+            shown = [f"{v:.4f}" if v is not None else "" for v in cells]
+            source = theirs.get(f"test/{key}")
+            table.add_row(key, *shown, *([f"{source:.4f}" if source is not None else ""] if theirs else []))
+        Console().print(table)
+
+
+__all__ = ["start"]

@@ -1,0 +1,57 @@
+"""What varies between runs: their settings as flat text, the keys that differ, and short names for these."""
+
+from collections.abc import Sequence
+
+from engine.record import Run
+from engine.suggest import flatten
+
+Settings = dict[str, str]
+
+# Keys that say where a run lies, how it is logged or what it is held against, but not what it is.
+ELSEWHERE = ("out", "out_dir", "logger", "theirs", "resume", "force", "check", "checkpoint_every", "on_sample")
+# Leaves that say nothing without the node they belong to.
+VAGUE = ("name", "_target_", "id")
+ABSENT = "–"
+
+
+def settings_of(run: Run) -> dict[str, str]:
+    """The config's leaves as text, without the keys of `ELSEWHERE` and with `${out}` for the run's own folder."""
+    out = str(run.config.get("out") or run.folder)
+    leaves = {k: v for k, v in flatten(run.config).items() if not isinstance(v, dict)}
+    return {k: str(v).replace(out, "${out}") for k, v in leaves.items() if k.split(".")[0] not in ELSEWHERE}
+
+
+def differing(rows: Sequence[Settings]) -> list[str]:
+    """The keys that differ, less those that another one stands for.
+
+    Of keys with the same values everywhere (interpolations) the shortest stands for all. Where experiments differ,
+    their names stand for every key that they settle.
+    """
+    keys = dict.fromkeys(key for row in rows for key in row)
+    columns = {key: tuple(row.get(key, ABSENT) for row in rows) for key in keys}
+    differ = {key: values for key, values in columns.items() if len(set(values)) > 1}
+    names = differ.pop("experiment", None)
+    if names:
+        differ = {key: v for key, v in differ.items() if len(set(zip(names, v, strict=True))) > len(set(names))}
+        differ = {"experiment": names} | differ
+    first: dict[tuple[bool, tuple[str, ...]], str] = {}
+    for key in sorted(differ, key=lambda key: key.count(".")):
+        first.setdefault((is_seed(key), differ[key]), key)
+    return [key for key in differ if key in first.values()]
+
+
+def is_seed(key: str) -> bool:
+    """Whether the key is a seed, over which figures are averaged."""
+    return key.rpartition(".")[2] == "seed"
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """For each dotted key its shortest ending that no other one shares."""
+    parts = {key: key.split(".") for key in keys}
+    names = {}
+    for key, own in parts.items():
+        length = 2 if own[-1] in VAGUE else 1
+        while length < len(own) and sum(other[-length:] == own[-length:] for other in parts.values()) > 1:
+            length += 1
+        names[key] = ".".join(own[-length:])
+    return names

@@ -1,0 +1,103 @@
+"""What every technique is to the engine: a few questions, and the wiring that is the same for all of them."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from lightning import LightningModule
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric
+
+from lightning_modules.optimisers import Optimiser
+
+Batch = Mapping[str, Any]
+Answer = dict[str, list[tuple[str, float]]]
+
+
+class Technique(LightningModule, ABC):
+    """A way of learning from images; a subclass answers `step`, `results` and `answers`.
+
+    Training, validation and test are one `step` told which split it sees. Nothing is logged while training: the engine
+    reads the loss, and every other scalar, from what `step` returns. In evaluation the step updates `metrics[split]`,
+    and `results` turns them into numbers once, at the epoch's end.
+
+    Args:
+        optimiser: optimiser and schedule.
+
+    Attributes:
+        strategy: the Trainer's strategy that the technique needs on several devices.
+        metrics: nn.ModuleDict {"val": ..., "test": ...} of modules that hold torchmetrics; emptied when an epoch of
+            their split starts.
+    """
+
+    strategy: ClassVar[str] = "ddp"
+    metrics: Any  # nn.ModuleDict, whose items type checkers take for plain modules
+
+    def __init__(self, optimiser: Optimiser) -> None:
+        super().__init__()
+        self.optimiser = optimiser
+
+    @abstractmethod
+    def step(self, batch: Batch, split: str) -> dict[str, Any]:
+        """One batch: `loss`, a scalar; other scalars to log; and, detached, what callbacks may read."""
+
+    @abstractmethod
+    def results(self, split: str) -> dict[str, float]:
+        """What the epoch's metrics come to: {"val/loss": ..., "val/top1": ...}. Every rank must call it."""
+
+    @abstractmethod
+    def answers(self, batch: Batch, top_k: int) -> list[Answer]:
+        """For each image, for each task, the `top_k` likeliest (class, probability) pairs, best first."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        return self.step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        return self.step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        return self.step(batch, "test")
+
+    def on_validation_epoch_start(self) -> None:
+        self.reset_metrics("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.reset_metrics("test")
+
+    def on_validation_epoch_end(self) -> None:
+        self.report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.report("test")
+
+    def reset_metrics(self, split: str) -> None:
+        """Empties a split's metrics. At the start of an epoch, so that callbacks can read them after its end."""
+        for module in self.metrics[split].modules():
+            if isinstance(module, Metric):
+                module.reset()
+
+    def report(self, split: str) -> None:
+        """Logs the epoch's results.
+
+        They are the same on every rank already. Lightning wants a reduction all the same, and the maximum of equal
+        numbers is the one that leaves each digit alone.
+        """
+        self.log_dict(self.results(split), sync_dist=True, reduce_fx="max")
+
+    def configure_optimizers(self) -> Any:
+        # A gradient scaler (16-mixed) has to unscale before clipping, which a fused step does too late.
+        optimizer = self.optimiser.build(self.named_parameters(), fused=self.trainer.precision != "16-mixed")
+        if self.optimiser.steady:
+            return optimizer
+        epoch_steps, steps = self.count_steps()
+        schedule = LambdaLR(optimizer, lambda step: self.optimiser.factor(step, epoch_steps, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def count_steps(self) -> tuple[int, int]:
+        """Optimiser steps in an epoch and in the whole fit."""
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(f"optimiser.schedule={self.optimiser.schedule} needs trainer.max_epochs or max_steps.")
+        batches = self.trainer.num_training_batches
+        return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches)), int(steps)

@@ -1,0 +1,133 @@
+"""The trunk: any timm network that turns images into one feature vector each."""
+
+import copy
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float, UInt8
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from lightning_modules.nn import weights as pretrained
+
+
+class Encoder(nn.Module):
+    """Images in, pooled features out, with the normalisation that the weights were made with inside.
+
+    A batch carries plain pixels, and what they must be divided by is a fact of the weights: kept here as buffers, it
+    travels with them into every checkpoint, and no data set has to know it.
+
+    Args:
+        name: any name that timm knows, with or without a tag (`resnet50`, `resnet50.a1_in1k`).
+        weights: `none` (random), `hub` (timm's own, downloaded once) or the path of a timm state dict.
+        mean: of the three channels, in 0..1; None takes the weights' own (ImageNet's if there are none).
+        std: likewise.
+        stem: `default`, or `small`: a 3 × 3 first convolution of stride 1 and no pooling after it, which is how ResNets
+            are fitted to images of 32 to 96 pixels. Reference: He et al., Deep Residual Learning, 2016, section 4.2.
+        options: further arguments for `timm.create_model`, such as `drop_path_rate` or `img_size`.
+
+    Attributes:
+        features: the length of a feature vector.
+
+    Raises:
+        ValueError: an unknown name, stem or option, or weights of another network.
+        FileNotFoundError: a weights file that is not there.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: str | None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        stem: str = "default",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {"name": name, "weights": weights, "mean": mean, "std": std, "stem": stem}
+        self.settings["options"] = options
+        self.random = weights in (None, "none")
+        self.model = build(name, weights or "none", stem, options or {}).to(memory_format=torch.channels_last)
+        self.features = width(self.model)
+        own: Mapping[str, Any] = {} if self.random else self.model.pretrained_cfg
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", channels("mean", mean or own.get("mean", IMAGENET_DEFAULT_MEAN)))
+        self.register_buffer("std", channels("std", std or own.get("std", IMAGENET_DEFAULT_STD)))
+
+    def forward(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Normalises, then runs the network.
+
+        Args:
+            image: pixels, RGB: uint8 in 0..255, or floating point in 0..1 (gradients flow through it).
+        """
+        return self.model(self.normalise(image))
+
+    def normalise(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """(image − mean) / std, as one multiply-add."""
+        top = 1.0 if image.is_floating_point() else 255.0
+        image = image.to(self.mean.dtype, memory_format=torch.channels_last)
+        return torch.addcmul(-self.mean / self.std, image, 1.0 / (top * self.std))
+
+    def twin(self) -> "Encoder":
+        """A second encoder of the same settings: the same pretrained weights, or random ones of its own."""
+        return type(self)(**self.settings) if self.random else copy.deepcopy(self)
+
+
+def build(name: str, weights: str, stem: str, options: Mapping[str, Any]) -> Any:
+    """The timm network without its classifier, weights loaded, stem exchanged."""
+    check_name(name)
+    if stem not in ("default", "small"):
+        raise ValueError(f"encoder.stem={stem!r} is not one of: default, small.")
+    if stem == "small" and weights == "hub":
+        raise ValueError("encoder.stem=small has a first convolution that no published weights fit: use weights=none.")
+    try:
+        model = (
+            pretrained.create_from_hub(name, **options)
+            if weights == "hub"
+            else timm.create_model(name, num_classes=0, **options)
+        )
+    except TypeError as error:
+        raise ValueError(f"encoder.options={dict(options)}: {name} does not take them ({error}).") from error
+    if stem == "small":
+        shrink_stem(model, name)
+    if weights not in ("none", "hub"):
+        pretrained.load_file(model, weights, name)
+    return model
+
+
+def check_name(name: str) -> None:
+    """Refuses what timm does not know and tells the nearest names."""
+    architecture, _, tag = name.partition(".")
+    known = timm.list_models()
+    if architecture not in known:
+        nearest = difflib.get_close_matches(architecture, known, n=3, cutoff=0.5)
+        hint = f"the nearest are {', '.join(nearest)}" if nearest else "see timm.list_models()"
+        raise ValueError(f"encoder.name={name!r} is no model of timm {timm.__version__}: {hint}.")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise ValueError(f"encoder.name={name!r}: {architecture} has no weights {tag!r}; it has {', '.join(tags)}.")
+
+
+def width(model: Any) -> int:
+    """The length of the features: those before the classifier, which a few networks widen after pooling."""
+    return int(getattr(model, "head_hidden_size", model.num_features))
+
+
+def shrink_stem(model: Any, name: str) -> None:
+    """Exchanges a ResNet's 7 × 7 stride-2 convolution and max pooling, in place, for a 3 × 3 one of stride 1."""
+    if not (isinstance(getattr(model, "conv1", None), nn.Conv2d) and hasattr(model, "maxpool")):
+        raise ValueError(f"encoder.stem=small is for ResNets with a plain first convolution; {name} is none: use stem=default.")
+    model.conv1 = nn.Conv2d(3, model.conv1.out_channels, kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+
+
+def channels(name: str, values: Sequence[float]) -> Float[Tensor, "3 1 1"]:
+    """Three numbers as a tensor that broadcasts over images."""
+    if len(values) != 3:
+        raise ValueError(f"encoder.{name}={list(values)} must have three values, one a channel.")
+    return torch.tensor([float(value) for value in values]).view(3, 1, 1)

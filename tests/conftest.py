@@ -1,0 +1,58 @@
+"""What the tests share: the command line in a process of its own, and one small sample set."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["MPLBACKEND"] = "Agg"
+
+# A run that takes seconds: the drawn fashion samples at 32 px, a tiny network, a few steps an epoch.
+TINY = [
+    "experiment=fashion_mtl", "sample=true", "logger=none", "trainer.accelerator=cpu", "trainer.precision=32-true",
+    "stages.fit.module.encoder.name=test_resnet", "stages.fit.data.image_size=32", "stages.fit.data.batch_size=64",
+    "trainer.max_epochs=2", "trainer.limit_train_batches=6",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which samples are drawn once for all tests of this process."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def start(tmp_path: Path, data_dir: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start `run.py` with overrides, in a process of its own; `out_dir` and `data_dir` are temporary folders."""
+
+    def started(*overrides: str, script: str = "run.py") -> subprocess.Popen[str]:
+        places = [f"out_dir={tmp_path}", f"data_dir={data_dir}"] if script == "run.py" else []
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / script), *overrides, *places], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    return started
+
+
+@pytest.fixture
+def cli(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int, str]]:
+    """Run `run.py` to its end: exit code and everything it printed."""
+
+    def finished(*overrides: str, script: str = "run.py") -> tuple[int, str]:
+        process = start(*overrides, script=script)
+        printed, _ = process.communicate(timeout=300)
+        return process.returncode, printed
+
+    return finished
+
+
+def only_run(out_dir: Path, experiment: str = "fashion_mtl") -> Path:
+    """The one run folder below an output folder."""
+    (folder,) = [path for path in (out_dir / experiment).iterdir() if path.is_dir()]
+    return folder

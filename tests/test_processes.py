@@ -1,0 +1,115 @@
+"""Several processes: the same numbers as one, and no way to fail in silence."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+
+from tests.conftest import TINY, only_run
+from tests.test_resume import SLOW, losses, until
+
+TWO = [*TINY, "trainer.devices=2"]
+FAIL = "+stages.fit.callbacks.fail={_target_: tests.toys.FailAt, step: 3, how: %s, rank: 1}"
+
+
+def ranks_of(folder: Path) -> list[str]:
+    """Command lines of the rank processes that work below a folder."""
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if "engine.worker" in line and str(folder) in line]
+
+
+def test_a_checkpoint_evaluates_the_same_on_one_two_and_four(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    code, printed = cli(*TWO)
+    assert code == 0, printed
+    run = only_run(tmp_path)
+    results = []
+    for devices in ("1", "2", "4"):
+        code, printed = cli("evaluate", str(run), "--devices", devices, "--accelerator", "cpu", script="use.py")
+        assert code == 0, printed
+        results.append(json.loads((run / "fit/evaluation.json").read_text()))
+    assert results[0].keys() == results[1].keys()
+    for key, value in results[0].items():
+        exact = not key.endswith("loss")  # a loss is a sum of floats, whose order differs
+        for other in results[1:]:
+            assert other[key] == (value if exact else pytest.approx(value, rel=1e-5)), key
+
+
+def test_two_processes_see_the_batches_of_one(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    """The first step's loss is before any update: the mean over the same global batch, up to BatchNorm's own batches."""
+    group_norm = "stages.fit.module.encoder.name=test_vit"  # LayerNorm: no statistics over the batch
+    first = []
+    for devices in (1, 2):
+        out = tmp_path / str(devices)
+        code, printed = cli(*TINY, group_norm, "stages.fit.data.image_size=160", "trainer.limit_train_batches=3", "trainer.max_epochs=1", f"trainer.devices={devices}", f"out_dir={out}")
+        assert code == 0, printed
+        first.append([loss for _, loss in losses(only_run(out))])
+    assert first[1] == pytest.approx(first[0], rel=1e-4), "every step, so gradients are averaged as one process would"
+
+
+@pytest.mark.parametrize(("how", "said"), [("raise", "failed on purpose"), ("exit", "exit code 7"), ("kill", "-9")])
+def test_the_failing_rank_is_named_and_none_is_left(
+    how: str, said: str, cli: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    code, printed = cli(*TWO, FAIL % how)
+    assert code == 1
+    assert "rank 1 failed" in printed
+    assert said in printed
+    assert "Traceback" not in printed
+    assert not ranks_of(tmp_path)
+    failure = json.loads((only_run(tmp_path) / "failure.json").read_text())
+    assert "rank 1" in failure["error"]
+    assert (only_run(tmp_path) / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)], ids=["TERM", "INT", "KILL"]
+)
+def test_a_signal_to_the_parent_ends_all(number: int, code: int, start: Callable[..., Popen[str]], tmp_path: Path) -> None:
+    sign = tmp_path / "sign"
+    process = start(*TWO, SLOW % sign, "trainer.max_epochs=50")
+    until(lambda: Path(f"{sign}.0").exists() and Path(f"{sign}.1").exists())
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == code, printed
+    until(lambda: not ranks_of(tmp_path), 10)
+    if number != signal.SIGKILL:
+        assert (only_run(tmp_path) / "fit/last.ckpt").is_file(), "a graceful stop leaves a checkpoint"
+
+
+def test_a_sweep_mixes_device_counts_and_goes_on_after_a_failure(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    few = ["trainer.max_epochs=1"]
+    code, printed = cli(*TINY, *few, FAIL.replace("rank: 1", "rank: 0") % "nan", "-m", "trainer.devices=2,1", "stages.fit.callbacks.fail.step=-1,2")
+    assert code == 1, printed
+    (sweep,) = (tmp_path / "sweeps").iterdir()
+    done = {int(path.parent.name): json.loads(path.read_text()) for path in sweep.glob("*/fit.json")}
+    failed = {int(path.parent.name) for path in sweep.glob("*/failure.json")}
+    assert done.keys() == {0, 2}
+    assert failed == {1, 3}
+    steps = {number: len(losses(sweep / str(number))) for number in done}
+    assert steps == {0: 6, 2: 6}, "two processes make as many steps as one, on the same global batches"
+    assert (sweep / "sweep.csv").is_file()
+    assert "2 of 4 jobs failed" in printed
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    fail = FAIL.replace("step: 3", "step: 8").replace("rank: 1", "rank: 0") % "nan"
+    code, printed = cli(*TINY, fail)
+    assert code == 1
+    assert "train/loss became nan at step 8 (epoch 1)" in printed
+    assert (only_run(tmp_path) / "fit/last.ckpt").is_file()
+    assert not (only_run(tmp_path) / "fit.json").exists()
+
+
+def test_more_devices_or_an_odd_batch_are_refused(cli: Callable[..., tuple[int, str]]) -> None:
+    code, printed = cli(*TINY, "trainer.devices=3")
+    assert code == 1
+    assert "take a multiple of 3" in printed
+    code, printed = cli(*TINY, "trainer.accelerator=gpu", "trainer.devices=99")
+    assert code == 1
+    assert "this machine has" in printed
+
+
