@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from torchvision.io import write_png
+from PIL import Image
 
 from callbacks.predictions import Prediction, Rows, datamodule, gather, read
 
@@ -80,7 +80,8 @@ def describe(
     """One entry of `examples.json`; its picture is written on the way."""
     path = Path("examples") / f"{index:04d}.png"
     (Path(trainer.default_root_dir) / path).parent.mkdir(parents=True, exist_ok=True)
-    write_png(datamodule(trainer).picture("test", index).cpu(), str(Path(trainer.default_root_dir) / path))
+    pixels = datamodule(trainer).picture("test", index).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(Path(trainer.default_root_dir) / path)
     answers = [
         {
             "task": task,
