@@ -85,15 +85,19 @@ class Photos(Dataset[Batch]):
         else:
             self.transform.random(decode(data, header, self.transform.needed(region, size)), region, rng, out)
 
+    def targets(self, index: NDArray[np.int64]) -> Batch:
+        """Everything of a batch of these samples but the pixels."""
+        batch: Batch = {"index": torch.tensor(index)}
+        if self.labels:
+            batch["labels"] = {task: torch.from_numpy(ids[index]) for task, ids in self.labels.items()}
+        return batch
+
     def blank(self, items: Sequence[Item]) -> Batch:
         """A batch with everything but its pixels. The image is (B, 3, side, side) in channels-last order, as it is decoded."""
         at = np.fromiter((item.index if isinstance(item, Draw) else item for item in items), np.int64, len(items))
         side = self.transform.side
         image = torch.empty((len(items), side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        batch: Batch = {"image": image, "index": torch.from_numpy(at)}
-        if self.labels:
-            batch["labels"] = {task: torch.from_numpy(ids[at]) for task, ids in self.labels.items()}
-        return batch
+        return {"image": image, **self.targets(at)}
 
     def fill(self, batch: Batch, items: Sequence[Item], slots: Iterable[int]) -> None:
         """Write the pixels of some slots of a batch.

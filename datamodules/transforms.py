@@ -180,6 +180,11 @@ class Transform:
             raise ValueError(f"margin={margin!r} is not a share of the box between 0 and 5")
         self.side, self.fit, self.margin, self.augment = side, fit, margin, augment or Augment()
 
+    @property
+    def is_random(self) -> bool:
+        """Whether training sees a photo changed at random, so that no two epochs show the same pixels."""
+        return self.augment != Augment()
+
     def region(self, box: Box | None, size: tuple[int, int]) -> Region:
         """The part of a photo of `size` (width, height) that is shown; None is the whole photo.
 

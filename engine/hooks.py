@@ -188,6 +188,14 @@ class LastCheckpoint(Checkpoint):
         self.path, self.seconds, self.step_log = path, seconds, step_log
         self._saved_at = time.monotonic()
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hand the loaders their saved state, if Lightning did not.
+
+        A schedule that asks for `trainer.estimated_stepping_batches` has the loaders made before the loops' state is
+        restored, and Lightning 2.6 then never passes that state on: the epoch would silently begin anew.
+        """
+        trainer.fit_loop._load_combined_loader_states()
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:

@@ -12,6 +12,8 @@ from typing import Any, TextIO
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from engine.record import read_rows
+
 
 class MetricsFile(Logger):
     """One JSON object a line, flushed line by line, so that a killed run loses at most the step it was in.
@@ -63,23 +65,10 @@ class MetricsFile(Logger):
             self._file, self.last_row = None, sys.maxsize
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that was cut short by a kill is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
 def wandb_logger(
     out: Path, stage: str, project: str, mode: str, entity: str | None, group: str | None, tags: list[str]
 ) -> list[Logger]:
-    """Weights & Biases: one run a job; its id lies in the run folder, so that a resume or a later stage goes on with it.
+    """Weights & Biases: one run a job; its id lies in the run folder, so that a resume or a later stage continues it.
 
     Args:
         out: The run's folder.

@@ -165,6 +165,7 @@ def _summary(stage: Stage, scores: dict[str, float], theirs: dict[str, float]) -
     keys = [key for key in [*scores, *theirs] if not split_key(key)[1]]
     splits = [split for split in ("test", "val") if any(key.startswith(f"{split}/") for key in scores)]
     base = constant_answer(stage, splits[0]) if splits else None
+    several = any(task for _, task, _ in map(split_key, scores))
     heads = [(split, "ours") for split in splits]
     heads += [("commonest class", "majority")] * (base is not None) + [("the source", "theirs")] * bool(theirs)
     lines = []
@@ -172,8 +173,7 @@ def _summary(stage: Stage, scores: dict[str, float], theirs: dict[str, float]) -
         cells = [scores.get(f"{split}/{metric}") for split in splits]
         cells += [base if metric in AGAINST_MAJORITY else None] * (base is not None)
         cells += [theirs.get(f"test/{metric}", theirs.get(f"val/{metric}"))] * bool(theirs)
-        lines.append(Line(metric_name(metric), cells))
-    several = any(task for _, task, _ in map(split_key, scores))
+        lines.append(Line("loss of all" if several and metric == "loss" else metric_name(metric), cells))
     return Scores("Mean over the tasks" if several else "", heads, [("", lines)])
 
 
@@ -197,7 +197,8 @@ def _by_task(stage: Stage, scores: dict[str, float], theirs: dict[str, float]) -
         values = {"ours": scores, "majority": _spread(stage, split), "theirs": theirs}
         lines = [Line(t, [values[kind].get(f"{split}/{t}/{m}") for m, kind in columns]) for t in tasks]
         if lines:
-            mean = [values[kind].get(f"{split}/{m}") for m, kind in columns]
+            # The loss over all tasks is their weighted sum, so it has no place in a row of means.
+            mean = [values[kind].get(f"{split}/{m}") if m != "loss" else None for m, kind in columns]
             table.groups.append((split, [*lines, Line("mean", mean, mean=True)]))
     return table
 

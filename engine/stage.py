@@ -16,8 +16,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from engine.check import check_targets
 from engine.hooks import LastCheckpoint, RandomState, StepLog
-from engine.loggers import MetricsFile, finish_wandb, introduce_run, read_rows
+from engine.loggers import MetricsFile, finish_wandb, introduce_run
 from engine.progress import Progress
+from engine.record import read_rows
 from engine.runs import read_plan, write_json
 
 log = logging.getLogger("nunchi")
@@ -172,7 +173,7 @@ def _test(built: Built, best: dict[str, Any] | None) -> dict[str, float]:
 
 
 def _result(built: Built, spec: Spec, best: Any, tested: dict[str, float], seconds: dict[str, float]) -> dict[str, Any]:
-    rows = read_rows(Path(built.trainer.default_root_dir) / "metrics.jsonl")
+    rows = list(read_rows(Path(built.trainer.default_root_dir) / "metrics.jsonl"))
     chosen = [r for r in rows if any(k.startswith("val/") for k in r) and (best is None or r["epoch"] == best["epoch"])]
     validated = {k: v for k, v in (chosen[-1] if chosen else {}).items() if k.startswith("val/")}
     return {

@@ -106,7 +106,7 @@ def write_table(folder: Path, console: Console | None = None) -> str:
     summary = summarise(collect(jobs) + _gaps(jobs))
     write_text(folder / "sweep.csv", as_csv(summary))
     console = console or Console()
-    parts = [as_table(summary), *_remarks(summary), f"[dim]{escape(str(folder / 'sweep.csv'))}[/]"]
+    parts = [_headline(summary), as_table(summary), *_remarks(summary), f"[dim]{escape(str(folder / 'sweep.csv'))}[/]"]
     if not console.is_terminal:
         console.width = WIDE
     plain = io.StringIO()
@@ -138,9 +138,7 @@ def as_table(summary: Summary) -> Table:
     """The groups for a terminal: settings, number of runs, mean ± spread, and beneath the source's figure."""
     shown = list(summary.names.items())[:MOST_KEYS]
     metrics = _main_metrics(summary)
-    sample = "on DRAWN SAMPLES, " if any(row.sample for row in summary.rows) else ""
-    finished = len(summary.rows) - len(summary.unfinished)
-    table = Table(title=f"{sample}{finished} of {len(summary.rows)} runs finished", title_justify="left")
+    table = Table()
     for _, name in shown or [("", "experiment")]:
         table.add_column(escape(name), overflow="fold")
     table.add_column("n", justify="right")
@@ -217,6 +215,12 @@ def _main_metrics(summary: Summary) -> list[str]:
     first += [f"test/{metric.partition('/')[2]}" for metric in first]
     rest = [m for m in summary.metrics if m.startswith("test/") and not split_key(m)[1] and split_key(m)[2] != "loss"]
     return [metric for metric in dict.fromkeys(first + rest) if metric in summary.metrics][:MOST_METRICS]
+
+
+def _headline(summary: Summary) -> str:
+    sample = "on DRAWN SAMPLES: " if any(row.sample for row in summary.rows) else ""
+    finished = len(summary.rows) - len(summary.unfinished)
+    return f"[bold]{sample}{finished} of {len(summary.rows)} runs finished[/]"
 
 
 def _cell(group: Group, metric: str) -> str:

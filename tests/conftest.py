@@ -33,7 +33,7 @@ def start(tmp_path: Path, data_dir: Path) -> Callable[..., subprocess.Popen[str]
     def started(*overrides: str, script: str = "run.py") -> subprocess.Popen[str]:
         places = [f"out_dir={tmp_path}", f"data_dir={data_dir}"] if script == "run.py" else []
         return subprocess.Popen(
-            [sys.executable, str(ROOT / script), *overrides, *places], cwd=ROOT, text=True,
+            [sys.executable, str(ROOT / script), *places, *overrides], cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

@@ -149,7 +149,7 @@ def test_small_stem_keeps_the_resolution_that_the_default_one_halves_twice():
     image = torch.zeros(1, 3, 32, 32)
     assert default.model.forward_features(image).shape[-1] == 1
     assert small.model.forward_features(image).shape[-1] == 4
-    with pytest.raises(ValueError, match="stem=small is for ResNets .*; test_vit is none"):
+    with pytest.raises(ValueError, match=r"stem=small is for ResNets .*; test_vit is none"):
         Encoder("test_vit", "none", stem="small")
     with pytest.raises(ValueError, match="no published weights fit"):
         Encoder("resnet18", "hub", stem="small")

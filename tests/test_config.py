@@ -1,4 +1,4 @@
-"""A config that cannot lie: whatever nothing reads is refused before anything is built, with the nearest right names."""
+"""A config that cannot lie: what nothing reads is refused before anything is built, with the nearest right names."""
 
 import subprocess
 import sys
@@ -94,7 +94,12 @@ def test_changes_are_told_apart() -> None:
 
 @pytest.mark.parametrize(
     ("key", "safe"),
-    [("logger.mode", True), ("stages.fit.trainer.devices", True), ("stages.fit.data.batch_size", False), ("seed", False)],
+    [
+        ("logger.mode", True),
+        ("stages.fit.trainer.devices", True),
+        ("stages.fit.data.batch_size", False),
+        ("seed", False),
+    ],
 )
 def test_which_keys_keep_the_meaning(key: str, safe: bool) -> None:
     assert is_safe(key) is safe

@@ -1,4 +1,4 @@
-"""The house rules that a reader relies on: arrows between the rooms, documented names, config files that say what they give."""
+"""The house rules that a reader relies on: arrows between the rooms, documented names, sizes, what configs say."""
 
 import ast
 import re

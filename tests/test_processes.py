@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import TINY, only_run
 from tests.test_resume import SLOW, losses, until
 
+Cli = Callable[..., tuple[int, str]]
+Start = Callable[..., Popen[str]]
 TWO = [*TINY, "trainer.devices=2"]
 FAIL = "+stages.fit.callbacks.fail={_target_: tests.toys.FailAt, step: 3, how: %s, rank: 1}"
 
@@ -22,7 +24,7 @@ def ranks_of(folder: Path) -> list[str]:
     return [line for line in listed.splitlines() if "engine.worker" in line and str(folder) in line]
 
 
-def test_a_checkpoint_evaluates_the_same_on_one_two_and_four(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+def test_a_checkpoint_evaluates_the_same_on_one_two_and_four(cli: Cli, tmp_path: Path) -> None:
     code, printed = cli(*TWO)
     assert code == 0, printed
     run = only_run(tmp_path)
@@ -38,22 +40,20 @@ def test_a_checkpoint_evaluates_the_same_on_one_two_and_four(cli: Callable[..., 
             assert other[key] == (value if exact else pytest.approx(value, rel=1e-5)), key
 
 
-def test_two_processes_see_the_batches_of_one(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
-    """The first step's loss is before any update: the mean over the same global batch, up to BatchNorm's own batches."""
-    group_norm = "stages.fit.module.encoder.name=test_vit"  # LayerNorm: no statistics over the batch
-    first = []
+def test_two_processes_train_as_one(cli: Cli, tmp_path: Path) -> None:
+    """The same losses at every step, so the same batches and gradients: with a network that has no BatchNorm."""
+    short = ["stages.fit.module.encoder.name=test_vit", "stages.fit.data.image_size=160", "trainer.max_epochs=1"]
+    curves = []
     for devices in (1, 2):
-        out = tmp_path / str(devices)
-        code, printed = cli(*TINY, group_norm, "stages.fit.data.image_size=160", "trainer.limit_train_batches=3", "trainer.max_epochs=1", f"trainer.devices={devices}", f"out_dir={out}")
+        where = [f"trainer.devices={devices}", f"out_dir={tmp_path / str(devices)}"]
+        code, printed = cli(*TINY, *short, "trainer.limit_train_batches=3", *where)
         assert code == 0, printed
-        first.append([loss for _, loss in losses(only_run(out))])
-    assert first[1] == pytest.approx(first[0], rel=1e-4), "every step, so gradients are averaged as one process would"
+        curves.append([loss for _, loss in losses(only_run(tmp_path / str(devices)))])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
 @pytest.mark.parametrize(("how", "said"), [("raise", "failed on purpose"), ("exit", "exit code 7"), ("kill", "-9")])
-def test_the_failing_rank_is_named_and_none_is_left(
-    how: str, said: str, cli: Callable[..., tuple[int, str]], tmp_path: Path
-) -> None:
+def test_the_failing_rank_is_named_and_none_is_left(how: str, said: str, cli: Cli, tmp_path: Path) -> None:
     code, printed = cli(*TWO, FAIL % how)
     assert code == 1
     assert "rank 1 failed" in printed
@@ -68,7 +68,7 @@ def test_the_failing_rank_is_named_and_none_is_left(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)], ids=["TERM", "INT", "KILL"]
 )
-def test_a_signal_to_the_parent_ends_all(number: int, code: int, start: Callable[..., Popen[str]], tmp_path: Path) -> None:
+def test_a_signal_to_the_parent_ends_all(number: int, code: int, start: Start, tmp_path: Path) -> None:
     sign = tmp_path / "sign"
     process = start(*TWO, SLOW % sign, "trainer.max_epochs=50")
     until(lambda: Path(f"{sign}.0").exists() and Path(f"{sign}.1").exists())
@@ -80,9 +80,9 @@ def test_a_signal_to_the_parent_ends_all(number: int, code: int, start: Callable
         assert (only_run(tmp_path) / "fit/last.ckpt").is_file(), "a graceful stop leaves a checkpoint"
 
 
-def test_a_sweep_mixes_device_counts_and_goes_on_after_a_failure(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
-    few = ["trainer.max_epochs=1"]
-    code, printed = cli(*TINY, *few, FAIL.replace("rank: 1", "rank: 0") % "nan", "-m", "trainer.devices=2,1", "stages.fit.callbacks.fail.step=-1,2")
+def test_a_sweep_mixes_device_counts_and_goes_on_after_a_failure(cli: Cli, tmp_path: Path) -> None:
+    swept = ["-m", "trainer.devices=2,1", "stages.fit.callbacks.fail.step=-1,2"]
+    code, printed = cli(*TINY, "trainer.max_epochs=1", FAIL.replace("rank: 1", "rank: 0") % "nan", *swept)
     assert code == 1, printed
     (sweep,) = (tmp_path / "sweeps").iterdir()
     done = {int(path.parent.name): json.loads(path.read_text()) for path in sweep.glob("*/fit.json")}
@@ -95,7 +95,7 @@ def test_a_sweep_mixes_device_counts_and_goes_on_after_a_failure(cli: Callable[.
     assert "2 of 4 jobs failed" in printed
 
 
-def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(cli: Cli, tmp_path: Path) -> None:
     fail = FAIL.replace("step: 3", "step: 8").replace("rank: 1", "rank: 0") % "nan"
     code, printed = cli(*TINY, fail)
     assert code == 1
@@ -104,12 +104,10 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(cli: Callable[...,
     assert not (only_run(tmp_path) / "fit.json").exists()
 
 
-def test_more_devices_or_an_odd_batch_are_refused(cli: Callable[..., tuple[int, str]]) -> None:
+def test_more_devices_or_an_odd_batch_are_refused(cli: Cli) -> None:
     code, printed = cli(*TINY, "trainer.devices=3")
     assert code == 1
     assert "take a multiple of 3" in printed
     code, printed = cli(*TINY, "trainer.accelerator=gpu", "trainer.devices=99")
     assert code == 1
     assert "this machine has" in printed
-
-

@@ -182,6 +182,16 @@ def test_results_stand_beside_baseline_and_source(run: Path) -> None:
     assert genders[2] == ["Gender", "0.7917", "0.5000", "0.5900", "0.7900"], "with the source's own column"
 
 
+def test_a_summed_loss_is_not_called_a_mean(run: Path) -> None:
+    done = json.loads((run / "tune.json").read_text(encoding="utf-8"))
+    done["metrics"] |= {"test/종류/loss": 0.5, "test/Gender/loss": 0.4}
+    put(run / "tune.json", done)
+    page = page_of(run)
+    assert page.row("loss of all")[1] == "0.9000"
+    means = [row for row in page.rows if row and row[0] == "mean"]
+    assert [row[-1] for row in means] == ["0.7450", "0.7450", "", ""]
+
+
 def test_page_loads_nothing(run: Path) -> None:
     html = write_report(run).read_text(encoding="utf-8")
     page = Page(html)
@@ -278,7 +288,7 @@ def test_numbers_that_are_none(run: Path) -> None:
     with (run / "tune/metrics.jsonl").open("a", encoding="utf-8") as rows:
         rows.write('{"step": 12, "epoch": 3, "train/loss": NaN}\n{"step": 13, "epoch": 3, "val/loss": Infinity}\n')
     page = page_of(run)
-    assert ["loss", "nan", "inf"] in [row[:3] for row in page.rows]
+    assert ["loss of all", "nan", "inf"] in [row[:3] for row in page.rows]
 
 
 def test_stages_of_each_item_stand_in_the_place_of_their_parent(run: Path) -> None:
@@ -372,6 +382,12 @@ def test_small_matrix_shows_counts_and_a_large_one_does_not() -> None:
     sizes = {n: plots.confusion([[n] * n for _ in range(n)], [str(i) for i in range(n)], "t").svg for n in (3, 30)}
     cells = {n: svg.count("text_") - 2 * n - 1 for n, svg in sizes.items()}
     assert cells == {3: 9, 30: 0}
+
+
+def test_dollars_are_not_mathematics() -> None:
+    name = r"$\nosuchcommand{$"
+    assert plots.confusion([[1, 2], [3, 4]], [name, "b"], name).svg
+    assert plots.curves([plots.Curve(name, [1, 2], [0.1, 0.2])], "epoch", name).svg
 
 
 def test_majority_is_the_largest_true_class(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""The same command with `resume=latest` goes on: what was finished is skipped, what was killed ends as if it never had been."""
+"""`resume=latest`: what was finished is skipped, and what was killed ends as if it never had been."""
 
 import json
 import signal
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.loggers import read_rows
+from engine.record import read_rows
 from tests.conftest import TINY, only_run
 
 DROPOUT = "stages.fit.module.dropout=0.3"  # so that the saved random state matters
@@ -34,13 +34,13 @@ def until(there: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def stop_mid_epoch(start: Callable[..., Popen[str]], run_dir: Path, number: int, *overrides: str) -> int:
+def stop_mid_epoch(start: Callable[..., Popen[str]], out_dir: Path, number: int, command: list[str]) -> int:
     """Start a slow run, end it with a signal in the middle of its second epoch, return its exit code."""
-    process = start(*TINY, DROPOUT, SLOW % (run_dir / "sign"), *overrides)
+    process = start(*command)
 
     def mid_epoch() -> bool:
         assert process.poll() is None, process.communicate()[0]
-        rows = [row for path in run_dir.glob("fashion_mtl/*/fit/metrics.jsonl") for row in read_rows(path)]
+        rows = [row for path in out_dir.glob("fashion_mtl/*/fit/metrics.jsonl") for row in read_rows(path)]
         return sum("train/loss" in row for row in rows) >= 9
 
     until(mid_epoch)
@@ -55,12 +55,12 @@ def test_killed_and_resumed_equals_uninterrupted(
 ) -> None:
     # A checkpoint at every step, so that the killed run goes on in the middle of the epoch.
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    code, printed = cli(*TINY, DROPOUT, SLOW % (tmp_path / "sign"), "checkpoint_every=0", f"out_dir={whole}")
+    command = [*TINY, DROPOUT, SLOW % (tmp_path / "sign"), "checkpoint_every=0"]
+    code, printed = cli(*command, f"out_dir={whole}")
     assert code == 0, printed
-    code = stop_mid_epoch(start, broken, number, "checkpoint_every=0", f"out_dir={broken}")
+    code = stop_mid_epoch(start, broken, number, [*command, f"out_dir={broken}"])
     assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-    again = [*TINY, DROPOUT, SLOW % (tmp_path / "sign"), "checkpoint_every=0", f"out_dir={broken}", "resume=latest"]
-    code, printed = cli(*again, "force=true")  # the sign's folder is a changed key
+    code, printed = cli(*command, f"out_dir={broken}", "resume=latest")
     assert code == 0, printed
     ours, theirs = only_run(broken), only_run(whole)
     assert losses(ours) == losses(theirs), "each step once, with the same loss to the last bit"

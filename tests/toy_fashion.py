@@ -47,16 +47,16 @@ class Toy(pl.LightningDataModule):
         self.splits["predict"] = unlabelled
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.splits["train"], 8)
+        return DataLoader(self.splits["train"], batch_size=8)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.splits["val"], 8)
+        return DataLoader(self.splits["val"], batch_size=8)
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.splits["test"], 5)
+        return DataLoader(self.splits["test"], batch_size=5)
 
     def predict_dataloader(self) -> DataLoader:
-        return DataLoader(self.splits["predict"], 5)
+        return DataLoader(self.splits["predict"], batch_size=5)
 
     def picture(self, split: str, index: int) -> Tensor:
         return self.splits[split][index]["image"]

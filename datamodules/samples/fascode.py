@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 
-from datamodules.samples.figures import FINE, SIDE, Figure
+from datamodules.samples.figures import SIDE, Figure
 
 CLASSES = {
     "Daily": ["T-shirt", "shorts", "dress", "coat", "skirt", "suit", "hanbok 한복"],
@@ -32,20 +32,23 @@ WRONG = 0.06  # share of training rows with one wrong label
 COLUMNS = ("image_name", "BBox_xmin", "BBox_ymin", "BBox_xmax", "BBox_ymax", *CLASSES)
 
 
+def _muted(rng: Generator, chroma: int) -> tuple[int, int, int]:
+    red, green, blue = np.clip(rng.integers(90, 230) + rng.integers(-chroma, chroma, 3), 0, 255).tolist()
+    return red, green, blue
+
+
 def backdrop(rng: Generator) -> Image.Image:
     """A wall that fades into a floor, with some blurred things on it; of no meaning."""
-    full = SIDE * FINE
-    wall, floor = rng.integers(70, 245, (2, 3))
-    rows = np.linspace(0, 1, full)[:, None] * rng.uniform(-40, 40) + wall
-    rows[int(full * rng.uniform(0.6, 0.9)) :] = floor
-    scene = Image.fromarray(np.broadcast_to(np.clip(rows, 0, 255)[:, None], (full, full, 3)).astype(np.uint8))
+    rows = np.linspace(0, 1, SIDE)[:, None] * rng.uniform(-40, 40) + _muted(rng, 30)
+    rows[int(SIDE * rng.uniform(0.6, 0.9)) :] = _muted(rng, 30)
+    scene = Image.fromarray(np.broadcast_to(np.clip(rows, 0, 255)[:, None], (SIDE, SIDE, 3)).astype(np.uint8))
     pen = ImageDraw.Draw(scene)
     for _ in range(rng.integers(2, 6)):
-        x, y = rng.uniform(-0.1, 0.9, 2) * full
-        wide, high = rng.uniform(0.08, 0.4, 2) * full
+        x, y = rng.uniform(-0.1, 0.9, 2) * SIDE
+        wide, high = rng.uniform(0.08, 0.4, 2) * SIDE
         shape = pen.ellipse if rng.random() < 0.5 else pen.rectangle
-        shape((x, y, x + wide, y + high), fill=tuple(rng.integers(50, 235, 3).tolist()))
-    return scene.filter(ImageFilter.BoxBlur(rng.uniform(1, 6)))
+        shape((x, y, x + wide, y + high), fill=_muted(rng, 50))
+    return scene.filter(ImageFilter.BoxBlur(rng.uniform(0.5, 3)))
 
 
 def photo(labels: Sequence[int], rng: Generator) -> tuple[Image.Image, tuple[int, int, int, int]]:
@@ -58,9 +61,10 @@ def photo(labels: Sequence[int], rng: Generator) -> tuple[Image.Image, tuple[int
     figure = Figure(*labels, rng).draw()
     scene = backdrop(rng)
     scene.paste(figure, mask=figure)
-    scene = Image.eval(scene.reduce(FINE), lambda value, gain=rng.uniform(0.8, 1.15): min(255, int(value * gain)))
-    edges = np.array(figure.getbbox(alpha_only=True)) / FINE + rng.integers(-2, 3, 4)
-    left, top, right, bottom = np.clip(np.round(edges), 0, SIDE).astype(int).tolist()
+    gain = rng.uniform(0.8, 1.15)
+    scene = scene.point([min(255, int(value * gain)) for value in range(256)] * 3)
+    edges = np.array(figure.getbbox(alpha_only=True)) + rng.integers(-2, 3, 4)
+    left, top, right, bottom = np.clip(edges, 0, SIDE).tolist()
     return scene, (left, top, right, bottom)
 
 
@@ -85,8 +89,8 @@ def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[objec
 
 def write_split(root: Path, split: str, seed: int) -> None:
     """Photos and CSV of one split; for train also `planted.csv`."""
-    folder, n = SPLITS[split]
-    rng = np.random.default_rng((seed, n, len(split)))
+    (folder, n), number = SPLITS[split], list(SPLITS).index(split)
+    rng = np.random.default_rng((seed, number))
     truth = {task: rng.choice(len(names), n, p=SHARES[task]) for task, names in CLASSES.items()}
     wrong = planted(truth, rng) if split == "train" else []
     written = {task: ids.copy() for task, ids in truth.items()}
@@ -96,7 +100,7 @@ def write_split(root: Path, split: str, seed: int) -> None:
     for row, name in enumerate(files):
         path = root / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture, box = photo([int(ids[row]) for ids in truth.values()], np.random.default_rng((seed, len(split), row)))
+        picture, box = photo([int(ids[row]) for ids in truth.values()], np.random.default_rng((seed, number, row)))
         picture.save(path, quality=90)
         rows.append([name, *box, *(ids[row] for ids in written.values())])
     write_rows(root / f"info_etri20_emotion_{split}.csv", COLUMNS, rows)

@@ -61,15 +61,22 @@ class Figure:
         self.cloth, self.second = _vivid(rng), _vivid(rng)
         self.hip = 1.25 + 0.4 * (self.build.heads - 1.25)
         self.foot = self.build.heads - 0.1
+        self.lean = rng.uniform(-0.09, 0.09)
         self.spread, self.swing = rng.uniform(0.28, 0.5), rng.uniform(0.35, 0.8, 2).tolist()
 
     def point(self, x: float, y: float) -> Point:
-        """Pixels of a place on the body."""
+        """Pixels of a place on the body, which leans a little around its feet."""
+        x += self.lean * (self.foot - y)
         return float(self.at[0] + x * self.unit), float(self.at[1] + y * self.unit)
+
+    def around(self, x: float, y: float, wide: float, high: float) -> tuple[float, float, float, float]:
+        """Pixels of the upright rectangle around (x, y), `wide` and `high` to each side."""
+        across, down = self.point(x, y)
+        return across - wide * self.unit, down - high * self.unit, across + wide * self.unit, down + high * self.unit
 
     def disc(self, pen: ImageDraw.ImageDraw, x: float, y: float, wide: float, high: float, fill: Colour | int) -> None:
         """An ellipse around (x, y)."""
-        pen.ellipse((*self.point(x - wide, y - high), *self.point(x + wide, y + high)), fill=fill)
+        pen.ellipse(self.around(x, y, wide, high), fill=fill)
 
     def limb(self, pen: ImageDraw.ImageDraw, joints: Sequence[Point], thick: float, fill: Colour | int) -> None:
         """A thick line with round ends."""
@@ -110,9 +117,13 @@ class Figure:
 
     def wear(self, mask: Image.Image, colour: Colour, ornament: Image.Image) -> None:
         """Lay a garment on the body: its colour, then its ornament in a colour that stands out."""
-        bright = sum(colour) > 3 * 128
-        self.layer.paste(colour, mask=mask)
-        self.layer.paste(_shade(colour, 0.35) if bright else (245, 238, 220), mask=ImageChops.multiply(mask, ornament))
+        box = mask.getbbox()
+        if box is None:
+            return
+        inside = mask.crop(box)
+        self.layer.paste(colour, box, inside)
+        contrast = _shade(colour, 0.35) if sum(colour) > 3 * 128 else (245, 238, 220)
+        self.layer.paste(contrast, box, ImageChops.multiply(inside, ornament.crop(box)))
 
     def blank(self) -> tuple[Image.Image, ImageDraw.ImageDraw]:
         """An empty mask and a pen for it."""
@@ -224,19 +235,19 @@ class Figure:
         if self.gender == 4:
             for side in (-1, 1):
                 self.disc(pen, side * 0.78, 0.52, 0.28, 0.36, self.hair)
-        self.disc(pen, 0, 0.52, 0.44, 0.54, self.skin)
+        self.disc(pen, 0, 0.5, 0.46, 0.52, self.skin)
         hair = [(-1, 0.5), (1, 0.5)]
         if self.gender in (0, 3):
-            pen.chord((*self.point(-0.48, -0.06), *self.point(0.48, 0.86)), 180, 360, fill=self.hair)
+            pen.chord(self.around(0, 0.4, 0.48, 0.46), 180, 360, fill=self.hair)
             for x in np.linspace(-0.36, 0.36, 4) if self.gender == 3 else ():
                 pen.polygon([self.point(x - 0.14, 0.1), self.point(x, -0.2), self.point(x + 0.14, 0.1)], fill=self.hair)
         elif self.gender in (1, 4):
-            pen.chord((*self.point(-0.5, -0.08), *self.point(0.5, 0.8)), 175, 365, fill=self.hair)
+            pen.chord(self.around(0, 0.36, 0.5, 0.44), 175, 365, fill=self.hair)
             for side, y in hair if self.gender == 1 else ():
                 self.limb(pen, [(side * 0.46, y - 0.1), (side * 0.54, 1.5)], 0.2, self.hair)
         elif self.gender == 2:
             cap = _shade(self.second, 0.7)
-            pen.chord((*self.point(-0.52, -0.1), *self.point(0.52, 0.8)), 180, 360, fill=cap)
+            pen.chord(self.around(0, 0.35, 0.52, 0.45), 180, 360, fill=cap)
             self.limb(pen, [(-0.2, 0.36), (0.86, 0.36)], 0.14, _shade(cap, 0.7))
         else:
             self.limb(pen, [(0, 0.0), (0.1, -0.08)], 0.14, self.hair)
@@ -246,12 +257,12 @@ class Figure:
         """Eyes and a smile."""
         for side in (-1, 1):
             self.disc(self.pen, side * 0.17, 0.55, 0.05, 0.06, (30, 25, 25))
-        self.pen.arc((*self.point(-0.16, 0.6), *self.point(0.16, 0.84)), 25, 155, fill=(120, 40, 40), width=max(2, int(0.05 * self.unit)))
+        self.pen.arc(self.around(0, 0.7, 0.16, 0.13), 25, 155, (120, 40, 40), max(2, int(0.05 * self.unit)))
 
     def draw(self) -> Image.Image:
-        """The figure on its transparent layer."""
+        """The figure on a transparent layer of the photo's size."""
         self.long_hair()
         self.body()
         self.dress()
         self.head()
-        return self.layer.rotate(self.rng.uniform(-5, 5), Image.Resampling.BILINEAR)
+        return self.layer.reduce(FINE)

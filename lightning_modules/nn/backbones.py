@@ -120,7 +120,9 @@ def width(model: Any) -> int:
 def shrink_stem(model: Any, name: str) -> None:
     """Exchanges a ResNet's 7 × 7 stride-2 convolution and max pooling, in place, for a 3 × 3 one of stride 1."""
     if not (isinstance(getattr(model, "conv1", None), nn.Conv2d) and hasattr(model, "maxpool")):
-        raise ValueError(f"encoder.stem=small is for ResNets with a plain first convolution; {name} is none: use stem=default.")
+        raise ValueError(
+            f"encoder.stem=small is for ResNets with a plain first convolution; {name} is none: use stem=default."
+        )
     model.conv1 = nn.Conv2d(3, model.conv1.out_channels, kernel_size=3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
