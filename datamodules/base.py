@@ -1,4 +1,4 @@
-"""What every DataModule of photos shares: the checks between a table and the first epoch, the loaders, and the survey."""
+"""What every DataModule of photos shares: checks between a table and the first epoch, loaders, and the survey."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,18 @@ from datamodules import images
 from datamodules.loader import Loader
 from datamodules.photos import Photos, Unlabelled, describe
 from datamodules.samplers import EvalSampler, TrainSampler, Weights
-from datamodules.splits import Splits, carve, count, label_notes, leak_sentence, leaks, one_class, twin_notes, without
+from datamodules.splits import (
+    Splits,
+    carve,
+    class_counts,
+    count,
+    label_notes,
+    leak_sentence,
+    leaks,
+    one_class,
+    twin_notes,
+    without,
+)
 from datamodules.tables import refuse
 from datamodules.transforms import Box, Transform
 
@@ -23,9 +34,11 @@ OUTSIDE = 0.5  # a box with less of its area than this inside the photo is a mis
 
 
 class ImageDataModule(LightningDataModule):
-    """Photos in splits, checked before the first epoch. A subclass says in `read` where they are; building one touches no disk.
+    """Photos in splits, checked before the first epoch; a subclass says in `read` where they are.
 
-    After `setup`: `splits` (name to Photos), `facts` (what only the data knows) and `notes` (sentences on what was found and done).
+    Building one touches no disk.
+    After `setup`: `splits` (name to Photos), `facts` (what only the data knows) and `notes` (sentences on what was
+    found and done).
 
     Args:
         root: folder of the data set.
@@ -53,15 +66,16 @@ class ImageDataModule(LightningDataModule):
         val_share: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value in {"batch_size": batch_size, "threads": threads}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} is not a whole number of at least 1")
-        for name, value in {"on_leak": on_leak, "on_bad_image": on_bad_image}.items():
-            if value not in POLICIES[name]:
-                raise ValueError(f"{name}={value!r} is not one of {', '.join(POLICIES[name])}")
+        for name, size in {"batch_size": batch_size, "threads": threads}.items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}={size!r} is not a whole number of at least 1")
+        for name, policy in {"on_leak": on_leak, "on_bad_image": on_bad_image}.items():
+            if policy not in POLICIES[name]:
+                raise ValueError(f"{name}={policy!r} is not one of {', '.join(POLICIES[name])}")
         if not isinstance(val_share, int | float) or not 0 <= val_share < 1:
             raise ValueError(f"val_share={val_share!r} is not a share of train between 0 and 1")
-        self.root, self.transform, self.batch_size, self.seed, self.threads = Path(root), transform, batch_size, seed, threads
+        self.root, self.transform = Path(root), transform
+        self.batch_size, self.seed, self.threads = batch_size, seed, threads
         self.on_leak, self.on_bad_image, self.val_share = on_leak, on_bad_image, val_share
         self.splits: Splits = {}
         self.facts: dict[str, Any] = {}
@@ -127,20 +141,23 @@ class ImageDataModule(LightningDataModule):
         inside = np.clip(photos.boxes, 0, np.tile(sizes, 2)) if photos.boxes is not None else np.zeros((0, 4))
         share = _areas(inside) / _areas(cast(Any, photos.boxes))
         faults = [
-            f"{photos.origin[at]}: the box {photos.box(at)} lies outside of {photos.paths[at].name}, {sizes[at, 0]:g} x {sizes[at, 1]:g}"
-            for at in np.flatnonzero(share < OUTSIDE)
+            f"{photos.origin[at]}: the box {photos.box(at)} lies outside of {photos.paths[at].name}, which has "
+            f"{sizes[at, 0]:g} x {sizes[at, 1]:g} pixels"
+            for at in np.flatnonzero(share < OUTSIDE).tolist()
         ]
         refuse(faults, "boxes are in pixels of the upright photo; correct these rows")
         over = np.flatnonzero(share < 1)
         if len(over):
-            self.notes.append(f"{name}: boxes that reach over the photo's edge were cut: {len(over):,}, first {photos.origin[over[0]]}")
+            first = photos.origin[over[0]]
+            self.notes.append(f"{name}: boxes that reach over the photo's edge were cut: {len(over):,}, first {first}")
         photos.boxes = inside
         return photos
 
     def _carve(self, splits: Splits, keys: Mapping[Path, bytes]) -> Splits:
         train = splits["train"]
         kept, held = carve(train.labels, [keys[path] for path in train.paths], self.val_share, self.seed)
-        self.notes.append(f"val: there is no validation file, so {count(len(held), 'photo')} of train were set aside (seed {self.seed})")
+        aside = f"{count(len(held), 'photo')} of train set aside (seed {self.seed})"
+        self.notes.append(f"val: there is no validation file, so it is {aside}")
         return {**splits, "train": train.keep(kept), "val": train.keep(held)}
 
     def _disjoint(self, splits: Splits, keys: Mapping[Path, bytes]) -> Splits:
@@ -150,8 +167,8 @@ class ImageDataModule(LightningDataModule):
             return splits
         sentence = leak_sentence(splits, keys, found)
         if self.on_leak == "error":
-            raise ValueError(f"{sentence}: set on_leak=drop to leave them out where they leak from, or on_leak=warn to keep them")
-        done = "dropped there" if self.on_leak == "drop" else "KEPT (on_leak=warn), so results on held-out photos are too good"
+            raise ValueError(f"{sentence}: set on_leak=drop to leave them out there, or on_leak=warn to keep them")
+        done = "dropped there" if self.on_leak == "drop" else "KEPT (on_leak=warn), so held-out results are too good"
         self.notes.append(f"leak: {sentence}; {done}")
         if self.on_leak == "warn":
             return splits
@@ -173,6 +190,10 @@ class ImageDataModule(LightningDataModule):
         photos = self._split("train")
         sampler = TrainSampler(len(photos), self.batch_size, self.seed, rank, world, self.weights)
         return Loader(photos, sampler, self.batch_size // world, True, self.threads)
+
+    def exactly(self, split: str, index: NDArray[np.int64]) -> Loader:
+        """These samples of a split, in this order, as evaluation sees them."""
+        return Loader(self._split(split), index.tolist(), min(64, len(index)), False, self.threads)
 
     def _held_out(self, name: str) -> Loader:
         photos = self._split(name)
@@ -197,15 +218,17 @@ class ImageDataModule(LightningDataModule):
             paths: photos; a broken one is left out and named in the loader's `dataset.broken`.
             boxes: by path as given, or by file name; a photo without one is shown whole.
         """
-        found = [(boxes or {}).get(str(path), (boxes or {}).get(path.name, (np.nan,) * 4)) for path in paths]
-        photos = Unlabelled(paths, np.array(found, dtype=float).reshape(-1, 4), {}, [str(path) for path in paths], self.transform)
+        given = boxes or {}
+        found = [given.get(str(path), given.get(path.name, (np.nan,) * 4)) for path in paths]
+        frames = np.array(found, dtype=float).reshape(-1, 4)
+        photos = Unlabelled(paths, frames, {}, [str(path) for path in paths], self.transform)
         return Loader(photos, EvalSampler(len(photos)), self.batch_size, False, self.threads)
 
     def picture(self, split: str, index: int) -> torch.Tensor:
         """One photo (3, H, W) as evaluation sees it, uint8."""
         return cast(torch.Tensor, self._split(split)[index]["image"])
 
-    def name(self, split: str, index: int) -> str:
+    def name(self, split: str, index: int) -> str:  # type: ignore[override]  # Lightning leaves its `name` unused
         """Path of a photo, relative to the root."""
         return self._split(split).paths[index].relative_to(self.root).as_posix()
 
@@ -217,11 +240,7 @@ class ImageDataModule(LightningDataModule):
         """
         self.setup()
         names: Mapping[str, Sequence[str]] = self.facts.get("classes", {})
-        classes = {
-            split: {task: dict(zip(names[task], np.bincount(ids[ids >= 0], minlength=len(names[task])).tolist(), strict=True))
-                    for task, ids in photos.labels.items()}
-            for split, photos in self.splits.items()
-        }  # fmt: skip
+        classes = {split: class_counts(photos.labels, names) for split, photos in self.splits.items()}
         counts = {split: len(photos) for split, photos in self.splits.items()}
         notes = [*self.notes, *(self._decode_all() if deep else [])]
         return {"root": str(self.root), "counts": counts, "classes": classes, "notes": notes}
@@ -229,9 +248,8 @@ class ImageDataModule(LightningDataModule):
     def _decode_all(self) -> list[str]:
         with ThreadPoolExecutor(self.threads) as pool:
             found = {name: list(pool.map(images.fault, photos.paths)) for name, photos in self.splits.items()}
-        return [
-            describe(self.splits[name], at, fault) for name, faults in found.items() for at, fault in enumerate(faults) if fault
-        ]
+        faults = ((self.splits[name], at, fault) for name, all_ in found.items() for at, fault in enumerate(all_))
+        return [describe(photos, at, fault) for photos, at, fault in faults if fault]
 
 
 def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

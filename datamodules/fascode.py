@@ -1,6 +1,5 @@
 """FASCODE: clothed people with a box and three attributes (ETRI, 2022), and any other set in the same layout."""
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,15 +48,18 @@ def _holds_a_split(path: Path) -> bool:
         return False
     if path.is_dir():
         return any(file.suffix.lower() in PHOTO for pattern in ("*", "*/*") for file in path.glob(pattern))
-    return path.suffix.lower() == ".csv" and b"image_name" in path.open("rb").readline()
+    if path.suffix.lower() != ".csv":
+        return False
+    with path.open("rb") as file:
+        return b"image_name" in file.readline()
 
 
 class FASCODE(ImageDataModule):
     """Clothed people, several attributes each, in the layout of the ETRI fashion challenge.
 
-    `info_etri20_emotion_{train,valid,test}.csv` list image_name (under `Train/`, `Valid/`, `Test/`, sub-folders allowed), the person's
-    box, and a column of class ids or names for each task. A test file without labels becomes the split `predict`. An optional
-    `classes.csv` (task, id, name) names the ids.
+    `info_etri20_emotion_{train,valid,test}.csv` list image_name (under `Train/`, `Valid/`, `Test/`, sub-folders
+    allowed), the person's box, and a column of class ids or names for each task. A test file without labels becomes
+    the split `predict`. An optional `classes.csv` (task, id, name) names the ids.
 
     Reference: ETRI fashion attribute challenge, 2022; handed out by ETRI under terms of its own.
 
@@ -109,7 +111,7 @@ class FASCODE(ImageDataModule):
 
     @classmethod
     def draw_sample(cls, root: Path, seed: int = 0) -> None:
-        """Draw a small set in this layout, with planted wrong labels, into `root`; one that is there already is kept."""
+        """Draw a small set in this layout, with planted wrong labels, into `root`; one that is there is kept."""
         sample.draw(Path(root), seed)
 
     def read(self) -> Splits:
@@ -123,14 +125,12 @@ class FASCODE(ImageDataModule):
         tables = {split: read_table(path) for split, path in files.items()}
         given = self._given_names()
         train = tables["train"]
-        names = {
-            task: class_names(task, given.get(task, setting) if isinstance(setting, int) else setting, train.column(task))
-            for task, setting in self.classes.items()
-        }
+        settings = {**self.classes, **given}
+        names = {task: class_names(task, settings[task], train.column(task)) for task in self.classes}
         self.facts = {"classes": names}
         if "test" in tables and not self._labelled(tables["test"]):
             tables["predict"] = tables.pop("test")
-            self.notes.append(f"{tables['predict'].path.name} has no labels, so it is predicted and there are no test figures")
+            self.notes.append(f"{files['test'].name} has no labels, so it is predicted and there are no test figures")
         return {split: self._photos(split, table, names) for split, table in tables.items()}
 
     def _files(self) -> dict[str, Path]:
@@ -159,8 +159,9 @@ class FASCODE(ImageDataModule):
         idle = [*strange, *(folder.name for split, folder in self.folders.items() if split not in files)]
         if "val" not in files and (strange or "val" in self.folders):
             raise ValueError(
-                f"{self.root} has {', '.join(idle)} but no {_spelt('val', TABLE_NAME)}: if this is its validation split, rename it so "
-                f"(and its folder {_spelt('val', '{}/')}); if not, move it away to have {self.val_share:.0%} of train set aside (val_share)"
+                f"{self.root} has {', '.join(idle)} but no {_spelt('val', TABLE_NAME)}: if this is its validation "
+                f"split, name it so (and its folder {_spelt('val', '{}/')}); if not, move it away, and "
+                f"{self.val_share:.0%} of train will be set aside (val_share)"
             )
         if idle:
             self.notes.append(f"not used, since there is no known split of this name: {', '.join(idle)}")
@@ -170,10 +171,10 @@ class FASCODE(ImageDataModule):
         there = f"there is: {', '.join(inside[:8]) or 'nothing'}" if self.root.is_dir() else "there is no such folder"
         boxes = f"{', '.join(BOX)}, " if self.crop == "box" else ""
         return (
-            f"No FASCODE data in {self.root.absolute()} ({there}): expected {TABLE_NAME.format('train')} (also _valid, _test) with the "
-            f"columns image_name, {boxes}{', '.join(self.classes)}, beside the folders Train/, Valid/, Test/ with the photos; "
-            "FASCODE is handed out by ETRI (fashion-how.org) under terms of its own; set data_dir=<folder that holds "
-            f"{self.root.name}/>, or sample=true to go on with drawn photos"
+            f"No FASCODE data in {self.root.absolute()} ({there}): expected {TABLE_NAME.format('train')} (also _valid, "
+            f"_test) with the columns image_name, {boxes}{', '.join(self.classes)}, beside the folders Train/, Valid/, "
+            "Test/ with the photos; FASCODE is handed out by ETRI (fashion-how.org) under terms of its own; set "
+            f"data_dir=<folder that holds {self.root.name}/>, or sample=true to go on with drawn photos"
         )
 
     def _given_names(self) -> dict[str, list[str]]:
@@ -183,10 +184,11 @@ class FASCODE(ImageDataModule):
         if not path.is_file():
             return names
         table = read_table(path)
-        for at, (task, ident, name) in enumerate(zip(*(table.column(key) for key in ("task", "id", "name")), strict=True)):
+        columns = [table.column(key) for key in ("task", "id", "name")]
+        for at, (task, ident, name) in enumerate(zip(*columns, strict=True)):
             value = number(ident)
             if value is None or value != int(value) or not name:
-                raise ValueError(f"{table.where(at)}: id {ident!r}, name {name!r}: an id is a whole number and has a name")
+                raise ValueError(f"{table.where(at)}: id {ident!r} is named {name!r}: give a whole number and a name")
             if 0 <= value < len(names.get(task, [])):
                 names[task][int(value)] = name
         return names
@@ -219,26 +221,10 @@ class FASCODE(ImageDataModule):
                 f"balance: {task} had {before.min():,} to {before.max():,} photos a class in train (largest difference "
                 f"{np.ptp(before):,}), an epoch has {after.min():,} to {after.max():,} ({np.ptp(after):,})"
             )
-        self.notes.append(f"balance: an epoch has {count(round(float(self.weights.sum())), 'photo')} instead of {len(self.weights):,}")
+        length = count(round(float(self.weights.sum())), "photo")
+        self.notes.append(f"balance: an epoch has {length} instead of {len(self.weights):,}")
 
-    def write_answers(self, path: Path, answers: Mapping[str, Sequence[int]]) -> None:
-        """Write predicted class ids for the split `predict` in the form of the challenge's CSV files.
-
-        Args:
-            path: file to write.
-            answers: for each task the class id of every photo of the split, in its order.
-
-        Raises:
-            ValueError: a task without an answer for every photo.
-        """
-        photos = self._split("predict")
-        tasks = list(self.facts["classes"])
-        if any(len(answers.get(task, ())) != len(photos) for task in tasks):
-            raise ValueError(f"answers must have {len(photos)} class ids for each of {', '.join(tasks)}")
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["image_name", *(BOX if photos.boxes is not None else ()), *tasks])
-            for at, photo in enumerate(photos.paths):
-                box = [f"{edge:g}" for edge in photos.box(at) or ()]
-                name = photo.relative_to(self.folders["test"]).as_posix()
-                writer.writerow([name, *box, *(int(answers[task][at]) for task in tasks)])
+    def name(self, split: str, index: int) -> str:  # type: ignore[override]  # see ImageDataModule
+        """Path of a photo, relative to the root; for `predict` as the test file lists it, since answers go back so."""
+        path = self._split(split).paths[index]
+        return path.relative_to(self.folders["test"] if split == "predict" else self.root).as_posix()

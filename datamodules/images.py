@@ -1,7 +1,8 @@
 """Photos from files: header check, fingerprint and decoding to upright 8-bit RGB.
 
-JPEG is read by libjpeg-turbo (simplejpeg), at reduced scale where less is enough; whatever else a shop sends (CMYK, 16-bit, palette,
-alpha, animation, TIFF) goes through Pillow. A photo's size always means its *upright* size, after the EXIF rotation.
+JPEG is read by libjpeg-turbo (simplejpeg), at reduced scale where less is enough; whatever else a shop sends (CMYK,
+16-bit, palette, alpha, animation, TIFF) goes through Pillow. A photo's size always means its *upright* size, after
+EXIF rotation.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ class _HeadTooShort(BadImage):
 
 
 class Header(NamedTuple):
-    """What a photo says about itself: upright size in pixels, EXIF orientation 1..8, and whether libjpeg-turbo can give RGB."""
+    """What a photo says about itself: upright size in pixels, EXIF orientation, whether libjpeg-turbo can give RGB."""
 
     width: int
     height: int
@@ -43,7 +44,7 @@ class Header(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Result of the cheap check: upright (width, height), digest of the content, and the fault if the file is no good."""
+    """Result of the cheap check: upright (width, height), digest of the content, and the fault if there is one."""
 
     size: tuple[int, int]
     digest: bytes
@@ -92,7 +93,7 @@ def _jpeg_header(data: bytes) -> tuple[Header, int]:
     """Header of a JPEG and where its pixel data begins."""
     width = height = components = 0
     turn, end = 1, 2
-    for marker, begin, end in _jpeg_segments(data):  # noqa: B007 (the last `end` is used below)
+    for marker, begin, end in _jpeg_segments(data):
         body = data[begin:end]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
@@ -173,7 +174,7 @@ def decode(data: bytes, header: Header, share: float | None = None) -> Pixels:
     Args:
         data: the file's bytes.
         header: what `read_header` says about them.
-        share: a reduced photo of at least this share of the full width and height is enough (training); None: exact and whole.
+        share: a photo of at least this share of the full width and height is enough (training); None: exact and whole.
 
     Returns:
         (height, width, 3), smaller than the header says where `share` allows it.

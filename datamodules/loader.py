@@ -16,9 +16,10 @@ from datamodules.samplers import EvalSampler, TrainSampler
 class Loader(DataLoader[Batch]):
     """Batches decoded by threads of this process, some batches ahead of the training.
 
-    Decoding and resizing release Python's lock, so threads do the work of worker processes without copying batches between them.
-    `state_dict` counts the batches handed out in this epoch, not those decoded ahead: after `load_state_dict` the same epoch goes on
-    with exactly the next batch. A state of another epoch says nothing about this one and is passed over.
+    Decoding and resizing release Python's lock, so threads do the work of worker processes without copying batches
+    between them. `state_dict` counts the batches handed out in this epoch, not those decoded ahead: after
+    `load_state_dict` the same epoch goes on with exactly the next batch. A state of another epoch says nothing about
+    this one and is passed over.
 
     Args:
         dataset: split to read; it makes batches by `blank`, `fill` and `finish` (see `Photos`).
@@ -45,8 +46,8 @@ class Loader(DataLoader[Batch]):
         self._resume: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # A generator, so that nothing below runs before the first batch is asked for: after a resume Lightning calls iter() first
-        # and tells the sampler its epoch afterwards.
+        # A generator, so that nothing below runs before the first batch is asked for: after a resume Lightning calls
+        # iter() first and tells the sampler its epoch afterwards.
         epoch = getattr(self.sampler, "epoch", 0)
         before, self._resume = self._resume or {"epoch": epoch, "done": 0}, None
         self._state = before if before["epoch"] == epoch else {"epoch": epoch, "done": 0}

@@ -23,13 +23,13 @@ Item = Draw | int  # a plain index has no randomness
 class Photos(Dataset[Batch]):
     """Photos of one split, one a row of its table; decoded when asked for.
 
-    A batch is made in two steps, so that several threads can work on it: `blank` makes everything but the pixels, `fill` writes the
-    pixels of some of its slots. A photo that turns out broken stays grey and loses its labels (-1), so that every process keeps
-    its share of every batch; it is kept in `broken`.
+    A batch is made in two steps, so that several threads can work on it: `blank` makes everything but the pixels,
+    `fill` writes the pixels of some of its slots. A photo that turns out broken stays grey and loses its labels (-1),
+    so that every process keeps its share of every batch; it is named in `broken`.
 
     Args:
         paths: file of each sample.
-        boxes: (n, 4) xmin, ymin, xmax, ymax in pixels of the upright photo; None, or a row of NaN, for whole photos.
+        boxes: (n, 4) xmin, ymin, xmax, ymax in pixels of the upright photo; None, or a row of NaN, is the whole photo.
         labels: class ids (n,) of each task, -1 where one is missing.
         origin: where each sample is listed, such as "info_train.csv row 7", for messages.
         transform: pixels to the square that a network sees.
@@ -80,7 +80,7 @@ class Photos(Dataset[Batch]):
         header = read_header(data)
         size = header.width, header.height
         region = self.transform.region(self.box(index), size)
-        if rng is None:
+        if rng is None or not self.transform.is_random:
             self.transform.exact(decode(data, header), region, out)
         else:
             self.transform.random(decode(data, header, self.transform.needed(region, size)), region, rng, out)
@@ -93,8 +93,8 @@ class Photos(Dataset[Batch]):
         return batch
 
     def blank(self, items: Sequence[Item]) -> Batch:
-        """A batch with everything but its pixels. The image is (B, 3, side, side) in channels-last order, as it is decoded."""
-        at = np.fromiter((item.index if isinstance(item, Draw) else item for item in items), np.int64, len(items))
+        """A batch with everything but its pixels; `image` is (B, 3, side, side), in memory channels last."""
+        at = np.array([item.sample if isinstance(item, Draw) else item for item in items], dtype=np.int64)
         side = self.transform.side
         image = torch.empty((len(items), side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         return {"image": image, **self.targets(at)}
@@ -108,7 +108,7 @@ class Photos(Dataset[Batch]):
         pixels = batch["image"].permute(0, 2, 3, 1).numpy()
         for slot in slots:
             item = items[slot]
-            index, rng = (item.index, np.random.default_rng(item.key)) if isinstance(item, Draw) else (item, None)
+            index, rng = (item.sample, np.random.default_rng(item.key)) if isinstance(item, Draw) else (item, None)
             try:
                 self.write(index, rng, pixels[slot])
             except BadImage as bad:

@@ -1,12 +1,13 @@
 """Orders of samples that mean the same for any number of processes.
 
-Training: one global order, a pure function of (seed, epoch); rank r takes its slice of every global batch, so that W ranks together see
-exactly the batch that one process would see. Evaluation: rank r takes r, r + W, ...: every sample once, none twice.
-Both are torch `DistributedSampler`s by type, since Lightning silently replaces any other sampler under DDP.
+Training: one global order, a pure function of (seed, epoch); rank r takes its slice of every global batch, so that W
+ranks together see exactly the batch that one process would see. Evaluation: rank r takes r, r + W, ...: every sample
+once, none twice. Both are torch `DistributedSampler`s by type, since Lightning silently replaces any other sampler
+under DDP.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +18,18 @@ ROUNDS = 50  # of proportional fitting; three tasks settle to 1e-3 within about 
 
 
 class Draw(NamedTuple):
-    """One sample to load: its index in the split, and what its randomness is keyed by (seed, epoch, position in the global order)."""
+    """One sample to load: its place in the split, and the key of its randomness (seed, epoch, place in the order)."""
 
-    index: int
+    sample: int
     key: tuple[int, int, int]
 
 
 def global_order(n: int, seed: int, epoch: int, weights: Weights | None = None) -> NDArray[np.int64]:
     """Indices of one epoch in the order in which they are trained on.
 
-    With weights the epoch is drawn by systematic resampling: sample i occurs floor(w_i) or ceil(w_i) times, and which of the two
-    changes from epoch to epoch. Samples of equal weight lie side by side in the drawing, so that classes keep their sums.
+    With weights the epoch is drawn by systematic resampling: sample i occurs floor(w_i) or ceil(w_i) times, and which
+    of the two changes from epoch to epoch. Samples of equal weight lie side by side in the drawing, so that classes
+    keep their sums.
 
     Args:
         n: number of samples.
@@ -68,16 +70,16 @@ class TrainSampler(DistributedSampler[Draw]):
             low = batch_size // world_size * world_size
             near = f"{low} or {low + world_size}" if low else f"{world_size}"
             raise ValueError(
-                f"batch_size={batch_size} is the batch of all {world_size} devices together and does not divide among them: "
-                f"take a multiple of {world_size}, such as {near}"
+                f"batch_size={batch_size} is the batch of all {world_size} devices together and does not divide among "
+                f"them: take a multiple of {world_size}, such as {near}"
             )
         length = n if weights is None else max(1, round(float(weights.sum())))
         if length < batch_size:
             raise ValueError(
-                f"batch_size={batch_size} is larger than the training data ({length} samples an epoch), so there would be no "
-                f"batch at all: take a batch_size of at most {length}"
+                f"batch_size={batch_size} is larger than the training data ({length} samples an epoch), so there is "
+                f"not one batch: take a batch_size of at most {length}"
             )
-        super().__init__(range(n), num_replicas=world_size, rank=rank, shuffle=True, seed=seed, drop_last=True)  # type: ignore[arg-type]
+        super().__init__(cast(Any, range(n)), world_size, rank, shuffle=True, seed=seed, drop_last=True)
         self.n, self.batch_size, self.weights = n, batch_size, weights
         self.batches = length // batch_size
 
@@ -100,13 +102,14 @@ class EvalSampler(DistributedSampler[int]):
         world_size: number of processes.
 
     Raises:
-        ValueError: there are fewer samples than ranks, so that some would have nothing to do (and the others wait for them).
+        ValueError: there are fewer samples than ranks, so that some would have nothing to do (and the others wait for
+            them).
     """
 
     def __init__(self, n: int, rank: int = 0, world_size: int = 1) -> None:
         if n < world_size:
-            raise ValueError(f"{n} samples are too few for {world_size} devices, of which each needs one: use {n} or fewer")
-        super().__init__(range(n), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
+            raise ValueError(f"{n} samples are too few for {world_size} devices, each needs one: use at most {n}")
+        super().__init__(cast(Any, range(n)), world_size, rank, shuffle=False)
         self.share = range(rank, n, world_size)
 
     def __iter__(self) -> Iterator[int]:
@@ -126,11 +129,12 @@ def _bound(name: str, value: float | None, n: int, default: float) -> float:
 
 
 def balance_weights(labels: Mapping[str, NDArray[np.int64]], balance: Mapping[str, float | None]) -> Weights:
-    """How often each sample is wanted in an epoch so that, in every task at once, small classes are filled and large ones are cut.
+    """How often each sample is wanted in an epoch, to fill small classes and cut large ones in all tasks at once.
 
-    Each task wants its class counts n_c clipped to [floor, ceiling]. Iterative proportional fitting scales the weights of the samples,
-    one task after the other, until every class of every task sums to its target; the tasks' totals are first made equal (their mean),
-    because one epoch has one length. Samples without a label in a task are left alone by that task.
+    Each task wants its class counts n_c clipped to [floor, ceiling]. Iterative proportional fitting scales the
+    weights of the samples, one task after the other, until every class of every task sums to its target; the tasks'
+    totals are first made equal (their mean), because one epoch has one length. Samples without a label in a task are
+    left alone by that task.
 
     Reference: Deming and Stephan, 1940 (proportional fitting).
 

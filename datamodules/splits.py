@@ -1,11 +1,10 @@
-"""What holds between samples: duplicates, leaks from one split into another, and a validation split carved from train."""
+"""What holds between samples: duplicates, leaks between splits, lone classes, a validation split carved from train."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datamodules.photos import Labels, Photos
 
@@ -45,11 +44,19 @@ def label_notes(name: str, photos: Photos, classes: Mapping[str, Sequence[str]])
     notes = []
     for task, ids in photos.labels.items():
         if (ids < 0).any():
-            notes.append(f"{name}: {count(int((ids < 0).sum()), f'{task} label')} missing, left out of its loss and its metrics")
+            missing = count(int((ids < 0).sum()), f"{task} label")
+            notes.append(f"{name}: {missing} missing, left out of the task's loss and metrics")
         absent = sorted(set(range(len(classes[task]))) - set(ids.tolist())) if name == "train" else []
         if absent:
-            notes.append(f"train: no photo of {task} {', '.join(classes[task][at] for at in absent)}, which cannot be learned")
+            names = ", ".join(classes[task][at] for at in absent)
+            notes.append(f"train: no photo of {task} {names}, which cannot be learned")
     return notes
+
+
+def class_counts(labels: Labels, names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
+    """How many samples each class of each task has, by name."""
+    found = {task: np.bincount(ids[ids >= 0], minlength=len(names[task])).tolist() for task, ids in labels.items()}
+    return {task: dict(zip(names[task], counts, strict=True)) for task, counts in found.items()}
 
 
 def one_class(train: Photos, classes: Mapping[str, Sequence[str]]) -> None:
@@ -62,7 +69,7 @@ def one_class(train: Photos, classes: Mapping[str, Sequence[str]]) -> None:
         found = np.unique(ids[ids >= 0])
         if len(found) < 2:
             what = f"one class only ({classes[task][found[0]]})" if len(found) else "no label at all"
-            raise ValueError(f"{task} has {what} in train, so there is nothing to learn: take {task} out of classes, or add photos")
+            raise ValueError(f"{task} has {what} in train, nothing to learn: take {task} out of classes, or add photos")
 
 
 def _pair(photos: Photos, group: Sequence[int]) -> str:
@@ -79,7 +86,7 @@ def leaks(splits: Splits, keys: Keys) -> dict[str, list[int]]:
     return {name: found[name] for name in HELD_OUT if found.get(name)}
 
 
-def _where_else(splits: Splits, keys: Keys, name: str, at: int) -> str:
+def _across(splits: Splits, keys: Keys, name: str, at: int) -> str:
     key = keys[splits[name].paths[at]]
     for other in HELD_OUT[name]:
         for place, path in enumerate(splits[other].paths if other in splits else ()):
@@ -90,8 +97,9 @@ def _where_else(splits: Splits, keys: Keys, name: str, at: int) -> str:
 
 def leak_sentence(splits: Splits, keys: Keys, found: Mapping[str, Sequence[int]]) -> str:
     """How many photos leak from where, with the first pair of each."""
+    firsts = {name: _across(splits, keys, name, places[0]) for name, places in found.items()}
     return "; ".join(
-        f"{count(len(places), 'photo')} of {name} also held out in another split (first: {_where_else(splits, keys, name, places[0])})"
+        f"{count(len(places), 'photo')} of {name} also held out in another split, first {firsts[name]}"
         for name, places in found.items()
     )
 
@@ -105,8 +113,8 @@ def without(photos: Photos, places: Sequence[int]) -> Photos:
 def carve(labels: Labels, groups: Sequence[object], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Split samples in two by `seed`, so that equal photos stay on one side and, if it can be, each class is on both.
 
-    Groups of equal photos, in random order, go to the second part: first those that bring it a class that it lacks, then more
-    until the share is reached; never the last of a class from the first part.
+    Groups of equal photos, in random order, go to the second part: first those that bring it a class that it lacks,
+    then more until the share is reached; never the last of a class from the first part.
 
     Args:
         labels: class ids (n,) of each task, -1 where one is missing.

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 MISSING = -1  # the id of a label that is not there
 SHOWN = 3  # faults that are spelt out; the rest is counted
 
-Classes = int | Sequence[str] | None  # a number of ids, names in the order of their ids, or whatever the training file holds
+# A number of ids, names in the order of their ids, or None for whatever the training file holds.
+Classes = int | Sequence[str] | None
 
 
 def refuse(faults: Sequence[str], cure: str) -> None:
-    """Raise one sentence that spells out the first faults, counts the rest and says what to do; nothing if there are none.
+    """Raise one sentence that spells out the first faults, counts the rest and says what to do.
 
     Raises:
         ValueError: there are faults.
@@ -28,7 +29,7 @@ def refuse(faults: Sequence[str], cure: str) -> None:
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file: its columns and, for each row that is not blank, its cells and its row in the file (the header is row 1)."""
+    """A CSV file: columns and, for each row that is not blank, its cells and its row in the file (the header is 1)."""
 
     path: Path
     columns: list[str]
@@ -43,7 +44,7 @@ class Table:
         """
         if name not in self.columns:
             raise ValueError(
-                f"{self.path} has no column {name!r}; it has {', '.join(self.columns)}: name the column so in its first row"
+                f"{self.path} has no column {name!r}; it has {', '.join(self.columns)}: name the column in row 1"
             )
         at = self.columns.index(name)
         return [cells[at].strip() for cells in self.cells]
@@ -57,12 +58,15 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Row number and cells of each row of a CSV in UTF-8, with or without a byte order mark."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, cells in enumerate(csv.reader(file, strict=True), start=1):
-                yield number, cells
+            reader = csv.reader(file, strict=True)
+            begin = 1
+            for cells in reader:
+                yield begin, cells
+                begin = reader.line_num + 1
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start} cannot be read): save it as CSV UTF-8") from error
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start} cannot be read): save it as CSV UTF-8") from error
     except csv.Error as error:
-        raise ValueError(f"{path} is not a readable CSV file ({error}): save it as comma-separated CSV UTF-8") from error
+        raise ValueError(f"{path} is not a CSV file ({error}): save it as comma-separated CSV UTF-8") from error
 
 
 def read_table(path: Path) -> Table:
@@ -105,12 +109,13 @@ def read_boxes(table: Table, columns: Sequence[str]) -> NDArray[np.float64]:
     faults = []
     boxes = np.zeros((len(table.rows), 4))
     for at, texts in enumerate(zip(*(table.column(name) for name in columns), strict=True)):
-        values = [number(text) for text in texts]
-        wrong = next((f"{name} = {text!r}" for name, text, v in zip(columns, texts, values, strict=True) if v is None), None)
-        if wrong:
-            faults.append(f"{table.where(at)}: {wrong} is not a number")
+        values = [value for text in texts if (value := number(text)) is not None]
+        if len(values) < len(columns):
+            name, text = next(pair for pair in zip(columns, texts, strict=True) if number(pair[1]) is None)
+            faults.append(f"{table.where(at)}: {name} = {text!r} is not a number")
             continue
-        left, top, right, bottom = boxes[at] = values
+        left, top, right, bottom = values
+        boxes[at] = values
         if right <= left or bottom <= top:
             faults.append(f"{table.where(at)}: the box ({left:g}, {top:g}, {right:g}, {bottom:g}) is empty")
     refuse(faults, f"a box needs {columns[0]} < {columns[2]} and {columns[1]} < {columns[3]}, in pixels")
@@ -156,13 +161,15 @@ def read_labels(table: Table, task: str, names: Sequence[str]) -> NDArray[np.int
     faults = []
     for at, cell in enumerate(table.column(task)):
         value = number(cell)
-        whole = int(value) if value is not None and value == int(value) else MISSING  # pandas writes 3 as 3.0 beside a gap
+        # pandas writes 3 as 3.0 in a column that has gaps
+        whole = int(value) if value is not None and value == int(value) else MISSING
         if cell in known or str(whole) in known:
             ids[at] = known.get(cell, known.get(str(whole), MISSING))
         elif by_id and 0 <= whole < len(names):
             ids[at] = whole
         elif cell:
-            faults.append(f"{table.where(at)}: {task} = {cell!r} is {'out of range' if value is not None else 'no id or name'}")
+            why = "out of range" if value is not None else "neither an id nor a name"
+            faults.append(f"{table.where(at)}: {task} = {cell!r} is {why}")
     listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     refuse(faults, f"{task} has the {len(names)} classes {listed}; correct the file or set classes.{task}")
     return ids

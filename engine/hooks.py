@@ -83,7 +83,7 @@ class StepLog(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         outputs = {"loss": outputs} if isinstance(outputs, Tensor) else outputs
-        scalars = {k: v for k, v in (outputs or {}).items() if isinstance(v, Tensor) and v.numel() == 1}
+        scalars = {k: v for k, v in (outputs or {}).items() if isinstance(v, Tensor) and v.ndim == 0}
         self._submit(trainer, scalars, batch_idx)
         late = trainer.strategy.root_device.type != "cpu" or trainer.world_size > 1
         while len(self._pending) > late:

@@ -31,6 +31,14 @@ class BadImage(Enum):
     skip = "skip"
 
 
+class Features(Enum):
+    """Whether a frozen trunk's features are computed once: where it is valid, always (or an error), or never."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 @dataclass
 class Stage:
     """One fit: a technique, its data, its callbacks, and what it changes of the run's trainer."""
@@ -39,6 +47,7 @@ class Stage:
     data: dict[str, Any] = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
+    features: Features = Features.auto
     metric: str = "${metric}"
     mode: Mode = II("mode")  # noqa: RUF009 - a string that OmegaConf resolves
 
@@ -71,6 +80,7 @@ class Run:
     on_leak: Leak = Leak.error
     on_bad_image: BadImage = BadImage.error
     checkpoint_every: float = MISSING
+    features_gb: float = MISSING
     only: list[str] | None = None
     start_from: str | None = None
     resume: str | None = None

@@ -162,7 +162,7 @@ class _Session:
 
         stage = self.plan["stages"][name]
         self._refuse_missing_files(name, stage)
-        spec = {key: self.plan[key] for key in ("experiment", "seed", "sample", "checkpoint_every", "logger")}
+        spec = {key: self.plan[key] for key in ("experiment", "seed", "sample", "checkpoint_every", "features_gb", "logger")}
         spec |= {"do": "fit", "name": name, "out": str(self.out), "stage": stage, "resume": bool(self.plan["resume"])}
         spec["key"] = stage_key(stage, name, self.plan["seed"], self.out)
         if self._finished(name, spec):

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from engine.check import check_targets
+from engine.features import CacheFeatures, wrap
 from engine.hooks import LastCheckpoint, RandomState, StepLog
 from engine.loggers import MetricsFile, finish_wandb, introduce_run
 from engine.progress import Progress
@@ -91,16 +92,25 @@ def build(spec: Spec) -> Built:
     check_targets(stage["module"], f"stages.{spec['name']}.module", filled=True)
     pl.seed_everything(spec["seed"], verbose=False)
     module = instantiate(stage["module"], _convert_="all")
+    wrapped = wrap(stage | {"features_gb": spec["features_gb"]}, spec["name"], module, data)
     step_log = StepLog(Progress(spec["name"]), stage["metric"])
     checkpoint = LastCheckpoint(home / "last.ckpt", spec["checkpoint_every"], step_log)
     callbacks = [instantiate(node, _convert_="all") for node in _in_order(stage["callbacks"])]
     trainer = instantiate(
         stage["trainer"], _convert_="all", default_root_dir=str(home), logger=_loggers(spec, home),
-        callbacks=[step_log, RandomState(), *callbacks, checkpoint], use_distributed_sampler=False,
+        callbacks=[step_log, RandomState(), *callbacks, *_cache(wrapped, data, spec), checkpoint], use_distributed_sampler=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=True,
     )  # fmt: skip
     _describe_data(data, spec, home)
-    return Built(module, data, trainer, step_log, stage)
+    return Built(module, wrapped, trainer, step_log, stage)
+
+
+def _cache(wrapped: Any, data: Any, spec: Spec) -> list[CacheFeatures]:
+    if wrapped is data:
+        return []
+    stage = spec["stage"]
+    home = Path(stage["data"]["root"]).parent / ".features"  # beside the data, so that every run on them finds it
+    return [CacheFeatures(wrapped, home, stage["trainer"]["precision"], stage["module"]["encoder"])]
 
 
 def build_data(node: dict[str, Any]) -> Any:

@@ -2,10 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
+import torch
+import torch.distributed as dist
 from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
@@ -27,11 +31,13 @@ class Technique(LightningModule, ABC):
 
     Attributes:
         strategy: the Trainer's strategy that the technique needs on several devices.
+        encoder: the trunk.
         metrics: nn.ModuleDict {"val": ..., "test": ...} of modules that hold torchmetrics; emptied when an epoch of
             their split starts.
     """
 
     strategy: ClassVar[str] = "ddp"
+    encoder: nn.Module
     metrics: Any  # nn.ModuleDict, whose items type checkers take for plain modules
 
     def __init__(self, optimiser: Optimiser) -> None:
@@ -50,8 +56,32 @@ class Technique(LightningModule, ABC):
     def answers(self, batch: Batch, top_k: int) -> list[Answer]:
         """For each image, for each task, the `top_k` likeliest (class, probability) pairs, best first."""
 
+    def encode(self, batch: Batch) -> Tensor:
+        """The trunk's features (B, D): those that the batch brings, if they were computed before, or of its images."""
+        return batch["features"].float() if "features" in batch else self.encoder(batch["image"])
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        return self.step(batch, "train")
+        return self.train_group(batch["group"]) if "group" in batch else self.step(batch, "train")
+
+    def train_group(self, batches: Sequence[Batch]) -> dict[str, Any]:
+        """Several steps at once, for cached features: a step on them is shorter than what the Trainer does around it.
+
+        Optimisation is manual then. Lightning counts the group as one step; its schedule advances with each minibatch.
+
+        Returns:
+            The mean of each scalar over the minibatches.
+        """
+        optimizer, schedule = cast(LightningOptimizer, self.optimizers()), self.lr_schedulers()
+        scalars: list[dict[str, Tensor]] = []
+        for number, batch in enumerate(batches, 1):
+            found = self.step(batch, "train")
+            optimizer.zero_grad()
+            self.manual_backward(found["loss"])
+            (optimizer if number == len(batches) else optimizer.optimizer).step()
+            if schedule is not None:
+                schedule.step()  # type: ignore[union-attr, call-arg]
+            scalars.append({k: v.detach() for k, v in found.items() if isinstance(v, Tensor) and v.ndim == 0})
+        return {key: torch.stack([each[key] for each in scalars]).mean() for key in scalars[0]}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         return self.step(batch, "val")
@@ -100,4 +130,22 @@ class Technique(LightningModule, ABC):
         if math.isinf(steps):
             raise ValueError(f"optimiser.schedule={self.optimiser.schedule} needs trainer.max_epochs or max_steps.")
         batches = self.trainer.num_training_batches
+        if not self.automatic_optimization:  # groups of minibatches, see `train_group`
+            batches = self.trainer.train_dataloader.minibatches
+            steps = batches * (self.trainer.max_epochs or 1)
         return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches)), int(steps)
+
+
+def mean_over_ranks(counts: Tensor) -> Tensor:
+    """Each count's mean over the processes: what DDP's averaging of gradients wants a local sum to be divided by."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(counts)
+        counts = counts / dist.get_world_size()
+    return counts
+
+
+def likeliest(probabilities: Tensor, names: Sequence[str], top_k: int) -> list[list[tuple[str, float]]]:
+    """The `top_k` best (class, probability) pairs of each row of (B, C)."""
+    values, ids = probabilities.topk(min(top_k, len(names)))
+    rows = zip(ids.tolist(), values.tolist(), strict=True)
+    return [[(names[i], value) for i, value in zip(*row, strict=True)] for row in rows]

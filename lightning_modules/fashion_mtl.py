@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from lightning_modules.base import Answer, Batch, Technique
+from lightning_modules.base import Answer, Batch, Technique, likeliest, mean_over_ranks
 from lightning_modules.nn.heads import TaskDict
 from lightning_modules.nn.losses import MISSING, cross_entropy
 from lightning_modules.nn.metrics import ExactMean, classification_scores
@@ -75,14 +74,18 @@ class FashionMTL(Technique):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """{task: logits (B, classes of the task)} of (B, 3, H, W) images, uint8 or in 0..1."""
+        return self.score({"image": image})
+
+    def score(self, batch: Batch) -> dict[str, Tensor]:
+        """{task: logits} of a batch's images, or of its features where one trunk serves all tasks."""
         if isinstance(self.encoder, TaskDict):
-            return {task: self.heads[task](self.dropout(trunk(image))) for task, trunk in self.encoder.items()}
-        features = self.dropout(self.encoder(image))
+            return {task: self.heads[task](self.dropout(trunk(batch["image"]))) for task, trunk in self.encoder.items()}
+        features = self.dropout(self.encode(batch))
         return {task: head(features) for task, head in self.heads.items()}
 
     def step(self, batch: Batch, split: str) -> dict[str, Any]:
         """The batch's losses; and `logits` and `labels` by task, and `index`, for callbacks."""
-        logits, labels = self(batch["image"]), batch["labels"]
+        logits, labels = self.score(batch), batch["labels"]
         smoothing = self.label_smoothing if split == "train" else 0.0
         losses = {task: cross_entropy(logits[task], labels[task], smoothing) for task in self.classes}
         counts = torch.stack([(labels[task] != MISSING).sum() for task in self.classes]).float()
@@ -127,12 +130,12 @@ class FashionMTL(Technique):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """`logits` by task, and `index`; needs no labels."""
-        return {"logits": {task: x.float() for task, x in self(batch["image"]).items()}, "index": batch["index"]}
+        return {"logits": {task: x.float() for task, x in self.score(batch).items()}, "index": batch["index"]}
 
     @torch.no_grad()
     def answers(self, batch: Batch, top_k: int) -> list[Answer]:
         """For each image, for each task, the `top_k` likeliest (class, probability) pairs, best first."""
-        logits = self(batch["image"])
+        logits = self.score(batch)
         columns = [likeliest(logits[task].float().softmax(1), self.classes[task], top_k) for task in self.classes]
         return [dict(zip(self.classes, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -165,18 +168,3 @@ def measures(classes: Mapping[str, Sequence[str]]) -> nn.ModuleDict:
         for task, names in classes.items()
     }
     return nn.ModuleDict({"loss": TaskDict({task: ExactMean() for task in classes}), "confusion": TaskDict(confusion)})
-
-
-def mean_over_ranks(counts: Tensor) -> Tensor:
-    """Each count's mean over the processes: what DDP's averaging of gradients wants a local sum to be divided by."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(counts)
-        counts = counts / dist.get_world_size()
-    return counts
-
-
-def likeliest(probabilities: Tensor, names: Sequence[str], top_k: int) -> list[list[tuple[str, float]]]:
-    """The `top_k` best (class, probability) pairs of each row of (B, C)."""
-    values, ids = probabilities.topk(min(top_k, len(names)))
-    rows = zip(ids.tolist(), values.tolist(), strict=True)
-    return [[(names[i], value) for i, value in zip(*row, strict=True)] for row in rows]

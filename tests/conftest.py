@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from engine.schema import register
+
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["OMP_NUM_THREADS"] = "1"  # threads of several busy processes wait for each other
 os.environ["MPLBACKEND"] = "Agg"
+register()
 
 # A run that takes seconds: the drawn fashion samples at 32 px, a tiny network, a few steps an epoch.
 TINY = [
@@ -31,9 +35,10 @@ def start(tmp_path: Path, data_dir: Path) -> Callable[..., subprocess.Popen[str]
     """Start `run.py` with overrides, in a process of its own; `out_dir` and `data_dir` are temporary folders."""
 
     def started(*overrides: str, script: str = "run.py") -> subprocess.Popen[str]:
-        places = [f"out_dir={tmp_path}", f"data_dir={data_dir}"] if script == "run.py" else []
+        flags = [o for o in overrides if o.startswith("-") and script == "run.py"]
+        places = [*flags, f"out_dir={tmp_path}", f"data_dir={data_dir}"] if script == "run.py" else []
         return subprocess.Popen(
-            [sys.executable, str(ROOT / script), *places, *overrides], cwd=ROOT, text=True,
+            [sys.executable, str(ROOT / script), *places, *(o for o in overrides if o not in flags)], cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

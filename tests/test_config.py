@@ -11,11 +11,8 @@ from hydra.errors import HydraException
 from engine.check import check_targets
 from engine.compose import Plan, make_plan
 from engine.runs import changes, is_safe
-from engine.schema import register
 from engine.suggest import composed, explain, nearest
 from tests.conftest import ROOT
-
-register()
 
 
 def plan(*overrides: str) -> Plan:

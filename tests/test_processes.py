@@ -82,13 +82,14 @@ def test_a_signal_to_the_parent_ends_all(number: int, code: int, start: Start, t
 
 def test_a_sweep_mixes_device_counts_and_goes_on_after_a_failure(cli: Cli, tmp_path: Path) -> None:
     swept = ["-m", "trainer.devices=2,1", "stages.fit.callbacks.fail.step=-1,2"]
-    code, printed = cli(*TINY, "trainer.max_epochs=1", FAIL.replace("rank: 1", "rank: 0") % "nan", *swept)
+    code, printed = cli(*TINY, "trainer.max_epochs=1", FAIL.replace("rank: 1", "rank: 0") % "poison", *swept)
     assert code == 1, printed
     (sweep,) = (tmp_path / "sweeps").iterdir()
     done = {int(path.parent.name): json.loads(path.read_text()) for path in sweep.glob("*/fit.json")}
-    failed = {int(path.parent.name) for path in sweep.glob("*/failure.json")}
+    failed = {int(path.parent.name): json.loads(path.read_text()) for path in sweep.glob("*/failure.json")}
     assert done.keys() == {0, 2}
-    assert failed == {1, 3}
+    assert failed.keys() == {1, 3}
+    assert all("train/loss became nan at step 2" in failure["error"] for failure in failed.values())
     steps = {number: len(losses(sweep / str(number))) for number in done}
     assert steps == {0: 6, 2: 6}, "two processes make as many steps as one, on the same global batches"
     assert (sweep / "sweep.csv").is_file()
@@ -96,7 +97,7 @@ def test_a_sweep_mixes_device_counts_and_goes_on_after_a_failure(cli: Cli, tmp_p
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(cli: Cli, tmp_path: Path) -> None:
-    fail = FAIL.replace("step: 3", "step: 8").replace("rank: 1", "rank: 0") % "nan"
+    fail = FAIL.replace("step: 3", "step: 8").replace("rank: 1", "rank: 0") % "poison"
     code, printed = cli(*TINY, fail)
     assert code == 1
     assert "train/loss became nan at step 8 (epoch 1)" in printed

@@ -11,7 +11,7 @@ import torch
 
 
 class FailAt(pl.Callback):
-    """At step `step` of rank `rank`: raise, exit, be killed, or make the loss not a number."""
+    """At step `step` of rank `rank`: raise, exit, be killed, or poison the weights, so that the loss is no number."""
 
     def __init__(self, step: int, how: str, rank: int = 0) -> None:
         self.step, self.how, self.rank = step, how, rank
@@ -27,7 +27,7 @@ class FailAt(pl.Callback):
             os._exit(7)
         if self.how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.how == "nan":
+        if self.how == "poison":
             with torch.no_grad():
                 next(pl_module.parameters()).fill_(float("nan"))
 

@@ -1,7 +1,8 @@
 """Draws a small FASCODE: clothed figures whose three attributes can be seen, some of them labelled wrongly on purpose.
 
-Daily is the outfit's shape, Gender the build and the hair, Embellishment the density of the cloth's pattern. Colours, background,
-place, size and pose say nothing. `planted.csv` lists the training rows whose label was changed; `classes.csv` names the ids.
+Daily is the outfit's shape, Gender the build and the hair, Embellishment the density of the cloth's pattern. Colours,
+background, place, size and pose say nothing. `planted.csv` lists the training rows whose label was changed;
+`classes.csv` names the ids.
 """
 
 import csv
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from datamodules.samples.figures import SIDE, Figure
@@ -58,7 +60,8 @@ def photo(labels: Sequence[int], rng: Generator) -> tuple[Image.Image, tuple[int
         labels: ids of Daily, Gender and Embellishment.
         rng: source of everything else.
     """
-    figure = Figure(*labels, rng).draw()
+    daily, gender, embellishment = labels
+    figure = Figure(daily, gender, embellishment, rng).draw()
     scene = backdrop(rng)
     scene.paste(figure, mask=figure)
     gain = rng.uniform(0.8, 1.15)
@@ -68,7 +71,7 @@ def photo(labels: Sequence[int], rng: Generator) -> tuple[Image.Image, tuple[int
     return scene, (left, top, right, bottom)
 
 
-def planted(truth: dict[str, np.ndarray], rng: Generator) -> list[tuple[int, str, int]]:
+def planted(truth: dict[str, NDArray[np.int64]], rng: Generator) -> list[tuple[int, str, int]]:
     """Wrong labels for a share of the rows: row, task, and an id that is not the true one."""
     n = len(truth["Daily"])
     wrong = []
@@ -112,7 +115,8 @@ def write_split(root: Path, split: str, seed: int) -> None:
 def draw(root: Path, seed: int = 0) -> None:
     """Draw the set into `root`: complete or not at all, and left alone if it is there.
 
-    It is drawn into a folder of this process beside `root` and renamed, so that of two processes at once the first to finish wins.
+    It is drawn into a folder of this process beside `root` and renamed, so that of two processes at once the first to
+    finish wins.
 
     Args:
         root: folder to make.
@@ -126,7 +130,8 @@ def draw(root: Path, seed: int = 0) -> None:
     try:
         for split in SPLITS:
             write_split(aside, split, seed)
-        write_rows(aside / "classes.csv", ("task", "id", "name"), [(t, i, name) for t, names in CLASSES.items() for i, name in enumerate(names)])
+        names = [(task, ident, name) for task, known in CLASSES.items() for ident, name in enumerate(known)]
+        write_rows(aside / "classes.csv", ("task", "id", "name"), names)
         aside.rename(root)
     except OSError:
         if not (root / "info_etri20_emotion_train.csv").is_file():  # else another process was faster

@@ -1,4 +1,4 @@
-"""Clothed figures with three attributes that can be seen: outfit (Daily), build and hair (Gender), pattern (Embellishment)."""
+"""Clothed figures whose outfit (Daily), build and hair (Gender) and pattern (Embellishment) can be seen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def _vivid(rng: Generator, low: int = 40, high: int = 225) -> Colour:
 
 
 class Figure:
-    """One clothed figure on a transparent layer; lengths are in heads, x from the middle, y from the top of the head."""
+    """One clothed figure on a transparent layer; lengths in heads, x from the middle, y from the top of the head."""
 
     def __init__(self, daily: int, gender: int, embellishment: int, rng: Generator) -> None:
         self.daily, self.gender, self.embellishment, self.rng = daily, gender, embellishment, rng
@@ -134,7 +134,8 @@ class Figure:
         """Both legs from the hip, as far as `reach` goes."""
         for side in (-1, 1):
             x = side * self.build.hips * 0.55
-            self.limb(pen, [(x, self.hip), (x + side * self.spread * 0.35 * reach, self.hip + reach * (self.foot - self.hip))], thick, fill)
+            end = x + side * self.spread * 0.35 * reach, self.hip + reach * (self.foot - self.hip)
+            self.limb(pen, [(x, self.hip), end], thick, fill)
 
     def body(self) -> None:
         """Legs, shoes, arms and neck."""
@@ -211,17 +212,17 @@ class Figure:
         """What tells outfits of one outline apart: coat front, suit collar and tie, hanbok ribbon."""
         pen, low = self.pen, self.hip + 0.62 * (self.foot - self.hip)
         if self.daily == 3:
-            pen.line([self.point(0, 1.2), self.point(0, low)], fill=_shade(self.cloth, 0.45), width=int(0.09 * self.unit))
+            self.limb(pen, [(0, 1.2), (0, low)], 0.09, _shade(self.cloth, 0.45))
             for y in np.linspace(1.7, low - 0.6, 4):
                 self.disc(pen, 0.22, y, 0.09, 0.09, (250, 246, 235))
             self.shape(pen, [(0.3, 1.1), (0.52, 1.35), (0.1, 1.6)], _shade(self.cloth, 0.6))
         elif self.daily == 5:
             self.shape(pen, [(0.36, 1.15), (0.0, self.hip - 0.25)], (250, 250, 250))
             self.shape(pen, [(0.1, 1.22), (0.13, self.hip - 0.6), (0.0, self.hip - 0.35)], (170, 30, 40))
-            pen.line([self.point(0, self.hip - 0.25), self.point(0, self.hip + 0.25)], fill=_shade(self.cloth, 0.5), width=3)
+            self.limb(pen, [(0, self.hip - 0.25), (0, self.hip + 0.25)], 0.06, _shade(self.cloth, 0.5))
         elif self.daily == 6:
             white = (250, 250, 250)
-            pen.line([self.point(-0.3, 1.15), self.point(0.08, 1.7), self.point(0.3, 1.15)], fill=white, width=int(0.12 * self.unit))
+            self.limb(pen, [(-0.3, 1.15), (0.08, 1.7), (0.3, 1.15)], 0.12, white)
             self.limb(pen, [(0.08, 1.75), (0.22, 3.0 if self.build.heads > 4 else 2.4)], 0.15, (200, 40, 60))
 
     def long_hair(self) -> None:

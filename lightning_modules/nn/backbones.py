@@ -1,4 +1,4 @@
-"""The trunk: any timm network that turns images into one feature vector each."""
+"""The trunk: any network of timm, or torchvision's AlexNet, that turns images into one feature vector each."""
 
 import copy
 import difflib
@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from lightning_modules.nn import alexnet
 from lightning_modules.nn import weights as pretrained
 
 
@@ -21,8 +22,9 @@ class Encoder(nn.Module):
     travels with them into every checkpoint, and no data set has to know it.
 
     Args:
-        name: any name that timm knows, with or without a tag (`resnet50`, `resnet50.a1_in1k`).
-        weights: `none` (random), `hub` (timm's own, downloaded once) or the path of a timm state dict.
+        name: any name that timm knows, with or without a tag (`resnet50`, `resnet50.a1_in1k`), or
+            `torchvision:alexnet`, which gives its FC7.
+        weights: `none` (random), `hub` (the library's own, downloaded once) or the path of one of its state dicts.
         mean: of the three channels, in 0..1; None takes the weights' own (ImageNet's if there are none).
         std: likewise.
         stem: `default`, or `small`: a 3 × 3 first convolution of stride 1 and no pooling after it, which is how ResNets
@@ -78,18 +80,14 @@ class Encoder(nn.Module):
 
 
 def build(name: str, weights: str, stem: str, options: Mapping[str, Any]) -> Any:
-    """The timm network without its classifier, weights loaded, stem exchanged."""
+    """The network without its classifier, weights loaded, stem exchanged."""
     check_name(name)
     if stem not in ("default", "small"):
         raise ValueError(f"encoder.stem={stem!r} is not one of: default, small.")
     if stem == "small" and weights == "hub":
         raise ValueError("encoder.stem=small has a first convolution that no published weights fit: use weights=none.")
     try:
-        model = (
-            pretrained.create_from_hub(name, **options)
-            if weights == "hub"
-            else timm.create_model(name, num_classes=0, **options)
-        )
+        model = create(name, weights, **options)
     except TypeError as error:
         raise ValueError(f"encoder.options={dict(options)}: {name} does not take them ({error}).") from error
     if stem == "small":
@@ -99,8 +97,21 @@ def build(name: str, weights: str, stem: str, options: Mapping[str, Any]) -> Any
     return model
 
 
+def create(name: str, weights: str, **options: Any) -> Any:
+    """The network without its classifier, with its published weights if `weights` is `hub`."""
+    if name == alexnet.NAME:
+        return alexnet.create(weights, **options)
+    if weights == "hub":
+        return pretrained.create_from_hub(name, **options)
+    return timm.create_model(name, num_classes=0, **options)
+
+
 def check_name(name: str) -> None:
     """Refuses what timm does not know and tells the nearest names."""
+    if name == alexnet.NAME:
+        return
+    if name.startswith(("torchvision:", "alexnet")):
+        raise ValueError(f"encoder.name={name!r}: of torchvision there is {alexnet.NAME} alone; timm has the others.")
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known:

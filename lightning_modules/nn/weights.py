@@ -123,11 +123,11 @@ def cached_file(repository: str | None, filename: str | None) -> str | None:
     return None
 
 
-def online(seconds: float = 3.0) -> bool:
-    """Whether the hub answers at all; proxies of the environment are used."""
+def online(url: str | None = None, seconds: float = 3.0) -> bool:
+    """Whether the hub, or another URL, answers at all; proxies of the environment are used."""
     if huggingface_hub.constants.is_offline_mode():
         return False
-    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+    request = urllib.request.Request(url or huggingface_hub.constants.ENDPOINT, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=seconds).close()
     except urllib.error.HTTPError:
