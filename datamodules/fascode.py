@@ -213,16 +213,17 @@ class FASCODE(ImageDataModule):
             return
         labels = splits["train"].labels
         self.weights = balance_weights(labels, self.balance)
+        each = self.weights.each
         for task, ids in labels.items():
             before = np.bincount(ids[ids >= 0])
-            after = np.round(np.bincount(ids[ids >= 0], self.weights[ids >= 0])[before > 0]).astype(int)
+            after = np.round(np.bincount(ids[ids >= 0], each[ids >= 0])[before > 0]).astype(int)
             before = before[before > 0]
             self.notes.append(
                 f"balance: {task} had {before.min():,} to {before.max():,} photos a class in train (largest difference "
                 f"{np.ptp(before):,}), an epoch has {after.min():,} to {after.max():,} ({np.ptp(after):,})"
             )
-        length = count(round(float(self.weights.sum())), "photo")
-        self.notes.append(f"balance: an epoch has {length} instead of {len(self.weights):,}")
+        length = count(round(float(each.sum())), "photo")
+        self.notes.append(f"balance: an epoch has {length} instead of {len(each):,}")
 
     def name(self, split: str, index: int) -> str:  # type: ignore[override]  # see ImageDataModule
         """Path of a photo, relative to the root; for `predict` as the test file lists it, since answers go back so."""

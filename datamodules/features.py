@@ -55,7 +55,7 @@ class FeatureStore:
         return sum(self.lengths.values()) * self.width * np.dtype(self.dtype).itemsize
 
     def begin(self) -> None:
-        """Make the empty files, or find those that an earlier attempt left. One process does it, before the others write."""
+        """Make the empty files, or find those that an earlier attempt left; one process does it before any writes."""
         self.part.mkdir(parents=True, exist_ok=True)
         (self.part / "key.json").write_text(json.dumps(self.key, indent=1, default=str), encoding="utf-8")
         for split, length in self.lengths.items():
@@ -88,8 +88,8 @@ class FeatureStore:
             kept = features.astype(self.dtype)
         if not np.isfinite(kept).all():
             raise ValueError(
-                f"a feature of {split} is not a finite {self.dtype} number, so features cannot be kept: set features=off "
-                "for this stage, or look at the encoder's weights"
+                f"a feature of {split} is not a finite {self.dtype} number, so features cannot be kept: set "
+                "features=off for this stage, or look at the encoder's weights"
             )
         rows = open_memmap(self.part / f"{split}.npy", "r+")
         rows[index] = kept
@@ -119,7 +119,9 @@ class FeatureStore:
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}): delete {self.folder}, it will be computed again") from error
         if rows.shape != (self.lengths[split], self.width):
-            raise ValueError(f"{path} holds {rows.shape}, not {(self.lengths[split], self.width)}: delete {self.folder}")
+            raise ValueError(
+                f"{path} holds {rows.shape}, not {(self.lengths[split], self.width)}: delete {self.folder}"
+            )
         return rows
 
 

@@ -13,8 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler
 
-Weights = NDArray[np.float64]
 ROUNDS = 50  # of proportional fitting; three tasks settle to 1e-3 within about ten
+
+
+class Weights(NamedTuple):
+    """How often each sample is wanted in an epoch, on average, and which samples share their classes in every task."""
+
+    each: NDArray[np.float64]
+    strata: NDArray[np.int64]
 
 
 class Draw(NamedTuple):
@@ -28,8 +34,8 @@ def global_order(n: int, seed: int, epoch: int, weights: Weights | None = None) 
     """Indices of one epoch in the order in which they are trained on.
 
     With weights the epoch is drawn by systematic resampling: sample i occurs floor(w_i) or ceil(w_i) times, and which
-    of the two changes from epoch to epoch. Samples of equal weight lie side by side in the drawing, so that classes
-    keep their sums.
+    of the two changes from epoch to epoch. Samples of the same classes lie side by side in the drawing, so that
+    classes keep their sums.
 
     Args:
         n: number of samples.
@@ -40,8 +46,8 @@ def global_order(n: int, seed: int, epoch: int, weights: Weights | None = None) 
     rng = np.random.default_rng((seed, epoch))
     if weights is None:
         return rng.permutation(n)
-    line = np.lexsort((rng.random(n), weights))
-    ends = np.cumsum(weights[line])
+    line = np.lexsort((rng.random(n), weights.strata))
+    ends = np.cumsum(weights.each[line])
     total = max(1, round(float(ends[-1])))
     marks = (np.arange(total) + rng.random()) * (ends[-1] / total)
     drawn = line[np.minimum(np.searchsorted(ends, marks, side="right"), n - 1)]
@@ -73,7 +79,7 @@ class TrainSampler(DistributedSampler[Draw]):
                 f"batch_size={batch_size} is the batch of all {world_size} devices together and does not divide among "
                 f"them: take a multiple of {world_size}, such as {near}"
             )
-        length = n if weights is None else max(1, round(float(weights.sum())))
+        length = n if weights is None else max(1, round(float(weights.each.sum())))
         if length < batch_size:
             raise ValueError(
                 f"batch_size={batch_size} is larger than the training data ({length} samples an epoch), so there is "
@@ -164,4 +170,5 @@ def balance_weights(labels: Mapping[str, NDArray[np.int64]], balance: Mapping[st
             goal = target * (length - weights[~has].sum()) / target.sum()
             factor = np.divide(goal, now, out=np.ones_like(now), where=now > 0)
             weights[has] *= factor[labels[task][has]]
-    return weights * (max(1, round(float(length))) / weights.sum())
+    strata = np.unique(np.stack(list(labels.values())), axis=1, return_inverse=True)[1]
+    return Weights(weights * (max(1, round(float(length))) / weights.sum()), strata.reshape(-1))

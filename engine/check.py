@@ -73,7 +73,7 @@ def _check_call(found: Callable[..., Any], node: dict[str, Any], where: str, fil
 
 
 def _check_types(found: Callable[..., Any], given: dict[str, Any], where: str, named: str, filled: bool) -> None:
-    body = found.__init__ if inspect.isclass(found) else found  # type: ignore[misc]
+    body = found.__init__ if inspect.isclass(found) else found
     try:
         hints = typing.get_type_hints(inspect.unwrap(body))
     except (NameError, TypeError):  # names that exist only for a type checker: nothing to hold the value against

@@ -31,7 +31,9 @@ def obstacle(stage: dict[str, Any], module: Any, data: Any) -> str | None:
     if not isinstance(getattr(getattr(module, "encoder", None), "features", None), int):
         return f"{type(module).__name__} has no single encoder here"
     if data.transform.is_random:
-        return "the training transform is random (augment), so that each epoch sees other pixels; augment: null cures it"
+        return (
+            "the training transform is random (augment), so that each epoch sees other pixels; augment: null cures it"
+        )
     return None
 
 

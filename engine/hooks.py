@@ -118,7 +118,7 @@ class StepLog(Callback):
     def _log(self, trainer: pl.Trainer, row: dict[str, float], step: int) -> None:
         metrics_file, *others = trainer.loggers
         metrics_file.log_metrics(row, step)
-        if step % trainer.log_every_n_steps == 0:
+        if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             for logger in others:
                 logger.log_metrics(row | {"data_wait": self.data_wait}, step)
 
@@ -200,7 +200,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         done = batch_idx + 1
-        if done % trainer.val_check_batch == 0 or done == trainer.num_training_batches:
+        if done % (trainer.val_check_batch or done) == 0 or done == trainer.num_training_batches:
             return
         if self.step_log.asked_to_stop or self._due(trainer, done):
             self.save(trainer)

@@ -44,7 +44,7 @@ def launch(spec: Spec) -> None:
 
 
 def _launch_ranks(spec: Spec, path: Path) -> None:
-    from torch.distributed.elastic.agent.server.api import SignalException
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 

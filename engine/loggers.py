@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from engine.record import read_rows
 
@@ -90,7 +90,7 @@ def wandb_logger(
         _refuse_login_prompt()
     os.environ.setdefault("WANDB_SILENT", "true")
     id_file = out / "wandb_id"
-    if rank_zero_only.rank == 0 and not id_file.is_file():
+    if is_first_process() and not id_file.is_file():
         id_file.write_text(secrets.token_hex(4), encoding="utf-8")
     run_id = id_file.read_text(encoding="utf-8") if id_file.is_file() else None
     logger = WandbLogger(
@@ -99,6 +99,11 @@ def wandb_logger(
     )  # fmt: skip
     logger._wandb_init.pop("anonymous", None)  # wandb 0.31 warns of it, Lightning 2.6 passes it even unset
     return [logger]
+
+
+def is_first_process() -> bool:
+    """Whether this process is the only one, or the first of several: the one that writes files."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def _refuse_login_prompt() -> None:
@@ -128,7 +133,7 @@ def introduce_run(loggers: list[Logger], config: dict[str, Any], metric: str, mo
         mode: `max` or `min`, which is better.
     """
     for logger in loggers:
-        if not isinstance(logger, WandbLogger) or rank_zero_only.rank != 0:
+        if not isinstance(logger, WandbLogger) or not is_first_process():
             continue
         run = logger.experiment
         run.config.update(config, allow_val_change=True)

@@ -4,14 +4,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
 
 from engine.check import check_targets
 from engine.compose import Plan
 from engine.devices import world_size
-from engine.stage import fill
+from engine.stage import draw_sample, fill
 from engine.suggest import explain
 
 Row = tuple[str, str, str]  # what, finding, "" | "note" | "problem"
@@ -36,7 +36,7 @@ def preflight(plan: Plan) -> int:
 def _look(name: str, stage: dict[str, Any], plan: Plan) -> list[Row]:
     """The data of one stage: counts, classes, every photo decoded, heads against classes."""
     if plan["sample"]:
-        get_class(stage["data"]["_target_"]).draw_sample(Path(stage["data"]["root"]))
+        draw_sample(stage["data"])
     try:
         data = instantiate(stage["data"], _convert_="all")
         data.prepare_data()

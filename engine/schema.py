@@ -68,6 +68,7 @@ class Run:
     metric: str = MISSING
     mode: Mode = MISSING
     stages: dict[str, Stage] = field(default_factory=dict)
+    variant: str | None = None
     on_sample: dict[str, Any] = field(default_factory=dict)
     theirs: Theirs | None = None
     trainer: dict[str, Any] = field(default_factory=dict)

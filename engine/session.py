@@ -8,6 +8,7 @@ from pathlib import Path
 from shutil import copy2
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import DictConfig
@@ -35,7 +36,7 @@ from engine.suggest import explain, flatten
 log = logging.getLogger("nunchi")
 
 
-def start(cfg: DictConfig, hydra: DictConfig) -> float | None:
+def start(cfg: DictConfig, hydra: HydraConf) -> float | None:
     """Run a composed config; returns the judged metric of the last stage, which a sweeper optimises.
 
     Raises:
@@ -78,7 +79,7 @@ def _check_batch(name: str, stage: dict[str, Any]) -> None:
         )
 
 
-def _folder(cfg: DictConfig, hydra: DictConfig, experiment: str) -> Path:
+def _folder(cfg: DictConfig, hydra: HydraConf, experiment: str) -> Path:
     if cfg.resume:
         return find_folder(cfg.resume, cfg.out_dir, experiment).resolve()
     if hydra.mode == RunMode.MULTIRUN:
@@ -89,7 +90,7 @@ def _folder(cfg: DictConfig, hydra: DictConfig, experiment: str) -> Path:
 class _Session:
     """A plan and the folder that it fills."""
 
-    def __init__(self, plan: Plan, out: Path, hydra: DictConfig) -> None:
+    def __init__(self, plan: Plan, out: Path, hydra: HydraConf) -> None:
         self.plan, self.out = plan, out
         if plan["logger"] and "group" in plan["logger"] and hydra.mode == RunMode.MULTIRUN:
             plan["logger"]["group"] = plan["logger"]["group"] or Path(hydra.sweep.dir).name
@@ -162,14 +163,18 @@ class _Session:
 
         stage = self.plan["stages"][name]
         self._refuse_missing_files(name, stage)
-        spec = {key: self.plan[key] for key in ("experiment", "seed", "sample", "checkpoint_every", "features_gb", "logger")}
+        spec = {
+            key: self.plan[key] for key in ("experiment", "seed", "sample", "checkpoint_every", "features_gb", "logger")
+        }
         spec |= {"do": "fit", "name": name, "out": str(self.out), "stage": stage, "resume": bool(self.plan["resume"])}
         spec["key"] = stage_key(stage, name, self.plan["seed"], self.out)
         if self._finished(name, spec):
             log.info("%s: finished before, skipped", name)
             return
         if self.plan["sample"]:
-            get_class(stage["data"]["_target_"]).draw_sample(Path(stage["data"]["root"]))
+            from engine.stage import draw_sample
+
+            draw_sample(stage["data"])
         launch(spec)
 
     def _refuse_missing_files(self, name: str, stage: dict[str, Any]) -> None:

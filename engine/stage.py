@@ -4,15 +4,16 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from engine.check import check_targets
 from engine.features import CacheFeatures, wrap
@@ -40,7 +41,7 @@ class Built:
     """A stage's parts, ready to fit."""
 
     module: pl.LightningModule
-    data: pl.LightningDataModule
+    data: Any
     trainer: pl.Trainer
     log: StepLog
     stage: dict[str, Any]
@@ -98,8 +99,8 @@ def build(spec: Spec) -> Built:
     callbacks = [instantiate(node, _convert_="all") for node in _in_order(stage["callbacks"])]
     trainer = instantiate(
         stage["trainer"], _convert_="all", default_root_dir=str(home), logger=_loggers(spec, home),
-        callbacks=[step_log, RandomState(), *callbacks, *_cache(wrapped, data, spec), checkpoint], use_distributed_sampler=False,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=True,
+        callbacks=[step_log, RandomState(), *callbacks, *_cache(wrapped, data, spec), checkpoint],
+        use_distributed_sampler=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=True,
     )  # fmt: skip
     _describe_data(data, spec, home)
     return Built(module, wrapped, trainer, step_log, stage)
@@ -111,6 +112,11 @@ def _cache(wrapped: Any, data: Any, spec: Spec) -> list[CacheFeatures]:
     stage = spec["stage"]
     home = Path(stage["data"]["root"]).parent / ".features"  # beside the data, so that every run on them finds it
     return [CacheFeatures(wrapped, home, stage["trainer"]["precision"], stage["module"]["encoder"])]
+
+
+def draw_sample(node: dict[str, Any]) -> None:
+    """Draw the small set that a data config's class has, where its `root` says, unless it is there."""
+    get_class(node["_target_"]).draw_sample(Path(node["root"]))  # type: ignore[attr-defined]
 
 
 def build_data(node: dict[str, Any]) -> Any:
@@ -162,7 +168,7 @@ def _fit(built: Built, spec: Spec) -> dict[str, Any] | None:
     last = Path(spec["out"]) / spec["name"] / "last.ckpt"
     resume = spec["resume"] and last.is_file()
     built.trainer.fit(built.module, datamodule=built.data, ckpt_path=str(last) if resume else None, weights_only=True)
-    best = next((c for c in built.trainer.checkpoint_callbacks if getattr(c, "best_model_path", "")), None)
+    best: Any = next((c for c in built.trainer.checkpoint_callbacks if getattr(c, "best_model_path", "")), None)
     if best is None:
         return None
     path = Path(built.trainer.default_root_dir) / Path(best.best_model_path).name  # the folder may have been moved
@@ -174,7 +180,7 @@ def _fit(built: Built, spec: Spec) -> dict[str, Any] | None:
 
 def _test(built: Built, best: dict[str, Any] | None) -> dict[str, float]:
     """Judge the chosen weights once on the test split; a test split without labels is predicted instead."""
-    metrics = {}
+    metrics: Mapping[str, float] = {}
     if "test" in built.data.splits:
         metrics = built.trainer.test(built.module, datamodule=built.data, verbose=False)[0]
     if "predict" in built.data.splits:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
@@ -15,7 +16,7 @@ from engine.suggest import explain
 log = logging.getLogger("nunchi")
 
 
-def run_job(cfg: DictConfig, hydra: DictConfig) -> float | None:
+def run_job(cfg: DictConfig, hydra: HydraConf) -> float | None:
     """One job of a sweep; its failure is a red line, a `failure.json` and a value that is not a number."""
     from engine.session import start
 

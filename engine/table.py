@@ -19,7 +19,7 @@ from engine.runs import write_text
 from engine.variation import ABSENT, differing, is_seed, settings_of, short_names
 
 MOST_KEYS = 8
-MOST_METRICS = 6
+MOST_METRICS = 8
 WIDE = 200  # columns, where there is no edge to wrap at: a file
 
 
@@ -88,7 +88,7 @@ class Summary:
 
 
 def write_table(folder: Path, console: Console | None = None) -> str:
-    """Prints the table of all runs in a folder and writes it, with every run's figures, to `sweep.csv` there.
+    """Prints the tables of all runs in a folder; writes them to `sweep.html` there, and every figure to `sweep.csv`.
 
     Args:
         folder: The folder of a multirun; each job has a folder of its own in it.
@@ -106,13 +106,15 @@ def write_table(folder: Path, console: Console | None = None) -> str:
     summary = summarise(collect(jobs) + _gaps(jobs))
     write_text(folder / "sweep.csv", as_csv(summary))
     console = console or Console()
-    parts = [_headline(summary), as_table(summary), *_remarks(summary), f"[dim]{escape(str(folder / 'sweep.csv'))}[/]"]
+    tables = [as_table(summary, metrics) for metrics in _metrics_by_stage(summary)]
+    parts = [_headline(summary), *tables, *_remarks(summary), f"[dim]{escape(str(folder / 'sweep.html'))}[/]"]
     if not console.is_terminal:
         console.width = WIDE
-    plain = io.StringIO()
-    for target in (console, Console(file=plain, width=WIDE, color_system=None)):
+    page = Console(file=io.StringIO(), width=WIDE, record=True)
+    for target in (console, page):
         target.print(*parts, sep="\n")
-    return plain.getvalue()
+    write_text(folder / "sweep.html", page.export_html(clear=False))
+    return page.export_text()
 
 
 def collect(folders: Iterable[Path]) -> list[Row]:
@@ -134,10 +136,9 @@ def summarise(rows: Sequence[Row]) -> Summary:
     return Summary(short_names(setting), list(groups.values()), metrics, rows)
 
 
-def as_table(summary: Summary) -> Table:
+def as_table(summary: Summary, metrics: Sequence[str]) -> Table:
     """The groups for a terminal: settings, number of runs, mean ± spread, and beneath the source's figure."""
     shown = list(summary.names.items())[:MOST_KEYS]
-    metrics = _main_metrics(summary)
     table = Table()
     for _, name in shown or [("", "experiment")]:
         table.add_column(escape(name), overflow="fold")
@@ -215,6 +216,16 @@ def _main_metrics(summary: Summary) -> list[str]:
     first += [f"test/{metric.partition('/')[2]}" for metric in first]
     rest = [m for m in summary.metrics if m.startswith("test/") and not split_key(m)[1] and split_key(m)[2] != "loss"]
     return [metric for metric in dict.fromkeys(first + rest) if metric in summary.metrics][:MOST_METRICS]
+
+
+def _metrics_by_stage(summary: Summary) -> list[list[str]]:
+    """The columns of each table: one for each earlier stage that was tested, then the last stage's."""
+    earlier: dict[str, list[str]] = {}
+    for metric in summary.metrics:
+        stage, colon, key = metric.rpartition(": ")
+        if colon and key.startswith("test/") and not split_key(key)[1] and split_key(key)[2] != "loss":
+            earlier.setdefault(stage, []).append(metric)
+    return [*(metrics[:MOST_METRICS] for metrics in earlier.values()), _main_metrics(summary)]
 
 
 def _headline(summary: Summary) -> str:

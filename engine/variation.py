@@ -24,16 +24,16 @@ def settings_of(run: Run) -> dict[str, str]:
 def differing(rows: Sequence[Settings]) -> list[str]:
     """The keys that differ, less those that another one stands for.
 
-    Of keys with the same values everywhere (interpolations) the shortest stands for all. Where experiments differ,
-    their names stand for every key that they settle.
+    Of keys with the same values everywhere (interpolations) the shortest stands for all. Where experiments or variants
+    differ, their names stand for every key that they settle.
     """
     keys = dict.fromkeys(key for row in rows for key in row)
     columns = {key: tuple(row.get(key, ABSENT) for row in rows) for key in keys}
     differ = {key: values for key, values in columns.items() if len(set(values)) > 1}
-    names = differ.pop("experiment", None)
-    if names:
-        differ = {key: v for key, v in differ.items() if len(set(zip(names, v, strict=True))) > len(set(names))}
-        differ = {"experiment": names} | differ
+    for name in ("variant", "experiment"):
+        if names := differ.pop(name, None):
+            differ = {key: v for key, v in differ.items() if len(set(zip(names, v, strict=True))) > len(set(names))}
+            differ = {name: names} | differ
     first: dict[tuple[bool, tuple[str, ...]], str] = {}
     for key in sorted(differ, key=lambda key: key.count(".")):
         first.setdefault((is_seed(key), differ[key]), key)

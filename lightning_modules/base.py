@@ -79,7 +79,7 @@ class Technique(LightningModule, ABC):
             self.manual_backward(found["loss"])
             (optimizer if number == len(batches) else optimizer.optimizer).step()
             if schedule is not None:
-                schedule.step()  # type: ignore[union-attr, call-arg]
+                schedule.step()  # type: ignore[union-attr]
             scalars.append({k: v.detach() for k, v in found.items() if isinstance(v, Tensor) and v.ndim == 0})
         return {key: torch.stack([each[key] for each in scalars]).mean() for key in scalars[0]}
 
@@ -131,7 +131,7 @@ class Technique(LightningModule, ABC):
             raise ValueError(f"optimiser.schedule={self.optimiser.schedule} needs trainer.max_epochs or max_steps.")
         batches = self.trainer.num_training_batches
         if not self.automatic_optimization:  # groups of minibatches, see `train_group`
-            batches = self.trainer.train_dataloader.minibatches
+            batches = cast(Any, self.trainer.train_dataloader).minibatches
             steps = batches * (self.trainer.max_epochs or 1)
         return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches)), int(steps)
 

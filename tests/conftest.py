@@ -37,8 +37,9 @@ def start(tmp_path: Path, data_dir: Path) -> Callable[..., subprocess.Popen[str]
     def started(*overrides: str, script: str = "run.py") -> subprocess.Popen[str]:
         flags = [o for o in overrides if o.startswith("-") and script == "run.py"]
         places = [*flags, f"out_dir={tmp_path}", f"data_dir={data_dir}"] if script == "run.py" else []
+        rest = [o for o in overrides if o not in flags]
         return subprocess.Popen(
-            [sys.executable, str(ROOT / script), *places, *(o for o in overrides if o not in flags)], cwd=ROOT, text=True,
+            [sys.executable, str(ROOT / script), *places, *rest], cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

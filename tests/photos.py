@@ -32,6 +32,15 @@ def save(path: Path, seed: int, size: tuple[int, int] = SIZE, **options: Any) ->
     return path
 
 
+def hurt(path: Path) -> None:
+    """Write a JPEG with damage that only decoding shows: its middle third is noise."""
+    save(path, 1, (200, 200), quality=95)
+    data = bytearray(path.read_bytes())
+    begin, end = len(data) // 3, 2 * len(data) // 3
+    data[begin:end] = np.random.default_rng(0).integers(1, 255, end - begin, dtype=np.uint8).tobytes()
+    path.write_bytes(data)
+
+
 def table(path: Path, rows: Sequence[Sequence[object]], columns: Sequence[str] = COLUMNS) -> None:
     """Write a CSV."""
     lines = [",".join(map(str, row)) for row in [columns, *rows]]

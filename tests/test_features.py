@@ -143,7 +143,7 @@ def test_groups_hold_the_minibatches_of_the_plain_order_and_resume(data_dir: Pat
     plain = [batch["index"].tolist() for batch in loader(0)]
     grouped = loader(4)
     groups = [[batch["index"].tolist() for batch in each["group"]] for each in grouped]
-    assert sum(groups, []) == plain
+    assert [batch for group in groups for batch in group] == plain
     assert len(grouped) == len(groups)
     assert all((batch["features"][:, 0] == batch["index"]).all() for batch in loader(0))
     begun = loader(4)

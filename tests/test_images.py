@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from datamodules import images
 from datamodules.images import BadImage, decode, fault, read_header, same_content, scan
 from datamodules.transforms import Augment, Transform, affine, warp, window
-from tests.photos import pixels, save
+from tests.photos import hurt, pixels, save
 
 
 def as_bytes(photo: Image.Image, kind: str, **options: object) -> bytes:
@@ -157,15 +157,12 @@ def test_a_folder_is_no_photo(tmp_path: Path) -> None:
 
 
 def test_damage_in_the_middle_is_found_when_decoded(tmp_path: Path) -> None:
-    data = bytearray(as_bytes(Image.fromarray(pixels(6, (200, 200))), "JPEG", quality=95))
-    middle = len(data) // 2
-    data[middle : middle + 40] = bytes(range(40))
     path = tmp_path / "hurt.jpg"
-    path.write_bytes(data)
+    hurt(path)
     assert not scan(path).fault, "its header and its end are there"
     assert "damaged" in fault(path)
     with pytest.raises(BadImage, match="damaged"):
-        decode(bytes(data), read_header(bytes(data)), share=0.5)
+        decode(path.read_bytes(), read_header(path.read_bytes()), share=0.5)
 
 
 def test_large_files_are_compared_whole(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from torch.utils.data import BatchSampler
 
-from datamodules.samplers import Draw, EvalSampler, TrainSampler, balance_weights, global_order
+from datamodules.samplers import Draw, EvalSampler, TrainSampler, Weights, balance_weights, global_order
 
 
 def batches(world_size: int, epoch: int, n: int = 50, size: int = 12, **options: object) -> list[list[list[Draw]]]:
@@ -16,9 +16,9 @@ def batches(world_size: int, epoch: int, n: int = 50, size: int = 12, **options:
     return found
 
 
-@pytest.mark.parametrize("weights", [None, np.linspace(0.2, 2.5, 50)])
+@pytest.mark.parametrize("weights", [None, Weights(np.linspace(0.2, 2.5, 50), np.arange(50) % 4)])
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_all_ranks_together_see_the_batch_of_one(world_size: int, weights: np.ndarray | None) -> None:
+def test_all_ranks_together_see_the_batch_of_one(world_size: int, weights: Weights | None) -> None:
     (one,) = batches(1, epoch=5, weights=weights)
     several = batches(world_size, epoch=5, weights=weights)
     for number, batch in enumerate(one):
@@ -81,7 +81,7 @@ def test_balance_fills_small_classes_and_cuts_large_ones_in_all_tasks_at_once() 
     labels = skewed()
     weights = balance_weights(labels, {"floor": 400, "ceiling": 900})
     for ids in labels.values():
-        before, wanted = np.bincount(ids), np.bincount(ids, weights)
+        before, wanted = np.bincount(ids), np.bincount(ids, weights.each)
         target = np.clip(before, 400, 900)
         assert wanted == pytest.approx(target * wanted.sum() / target.sum(), rel=1e-3)
         drawn = np.bincount(ids[global_order(3000, 0, 0, weights)])
@@ -92,17 +92,17 @@ def test_balance_fills_small_classes_and_cuts_large_ones_in_all_tasks_at_once() 
 def test_resampling_is_fair_to_each_sample() -> None:
     weights = balance_weights(skewed(), {"floor": 400, "ceiling": 900})
     drawn = np.array([np.bincount(global_order(3000, 0, e, weights), minlength=3000) for e in range(200)])
-    assert (drawn >= np.floor(weights)).all()
-    assert (drawn <= np.ceil(weights)).all()
+    assert (drawn >= np.floor(weights.each)).all()
+    assert (drawn <= np.ceil(weights.each)).all()
     assert len({counts.sum() for counts in drawn}) == 1, "each epoch is as long as the others"
-    assert np.abs(drawn.mean(0) - weights).max() < 0.2
+    assert np.abs(drawn.mean(0) - weights.each).max() < 0.2
 
 
 def test_bounds_as_shares_and_either_left_out() -> None:
     labels = {"a": skewed()["a"]}
     shares, images = {"floor": 0.1, "ceiling": 0.3}, {"floor": 300, "ceiling": 900}
-    assert (balance_weights(labels, shares) == balance_weights(labels, images)).all()
-    low = np.bincount(labels["a"], balance_weights(labels, {"floor": 500}))
+    assert (balance_weights(labels, shares).each == balance_weights(labels, images).each).all()
+    low = np.bincount(labels["a"], balance_weights(labels, {"floor": 500}).each)
     assert low == pytest.approx(np.maximum(np.bincount(labels["a"]), 500), abs=1)
 
 
@@ -112,8 +112,8 @@ def test_missing_labels_and_absent_classes_do_no_harm() -> None:
     labels["c"] = np.full(3000, -1)
     labels["d"] = np.where(labels["a"] == 2, 5, labels["a"])  # ids 2 and 4 are absent
     weights = balance_weights(labels, {"floor": 400, "ceiling": 900})
-    assert np.isfinite(weights).all()
-    assert weights.min() > 0
+    assert np.isfinite(weights.each).all()
+    assert weights.each.min() > 0
 
 
 def test_a_class_of_one_photo_is_drawn_again_and_again() -> None:
