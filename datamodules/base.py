@@ -30,6 +30,7 @@ from datamodules.tables import refuse
 from datamodules.transforms import Box, Transform
 
 POLICIES = {"on_leak": ("error", "drop", "warn"), "on_bad_image": ("error", "skip")}
+BAD_IMAGE_CURE = "replace these files, take out their rows, or set on_bad_image=skip"
 OUTSIDE = 0.5  # a box with less of its area than this inside the photo is a mistake, not a box at the edge
 
 
@@ -130,7 +131,7 @@ class ImageDataModule(LightningDataModule):
         bad = [at for at, path in enumerate(photos.paths) if scans[path].fault]
         faults = [describe(photos, at, scans[photos.paths[at]].fault) for at in bad]
         if self.on_bad_image == "error":
-            refuse(faults, "replace these files, take out their rows, or set on_bad_image=skip")
+            refuse(faults, BAD_IMAGE_CURE)
         elif bad:
             self.notes.append(f"{name}: {count(len(bad), 'broken photo')} skipped, first {faults[0]}")
             photos = without(photos, bad)
@@ -237,6 +238,9 @@ class ImageDataModule(LightningDataModule):
 
         Args:
             deep: decode every photo whole, to name those that only look sound.
+
+        Raises:
+            ValueError: such a photo, unless broken ones are to be skipped.
         """
         self.setup()
         names: Mapping[str, Sequence[str]] = self.facts.get("classes", {})
@@ -249,7 +253,10 @@ class ImageDataModule(LightningDataModule):
         with ThreadPoolExecutor(self.threads) as pool:
             found = {name: list(pool.map(images.fault, photos.paths)) for name, photos in self.splits.items()}
         faults = ((self.splits[name], at, fault) for name, all_ in found.items() for at, fault in enumerate(all_))
-        return [describe(photos, at, fault) for photos, at, fault in faults if fault]
+        broken = [describe(photos, at, fault) for photos, at, fault in faults if fault]
+        if self.on_bad_image == "error":
+            refuse(broken, BAD_IMAGE_CURE)
+        return broken
 
 
 def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

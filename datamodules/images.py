@@ -8,6 +8,7 @@ EXIF rotation.
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from PIL import Image
 Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
 
 ENDS = 1 << 16  # bytes read from either end of a file by the cheap check
+LOOSE = 32  # bytes too many in front of a JPEG's end that are taken for a camera's habit, not for damage
 ORIENTATION = 0x0112  # the EXIF tag
 # What Pillow raises for files it cannot read: UnidentifiedImageError is an OSError, the rest comes from single formats.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, Image.DecompressionBombError)
@@ -153,6 +155,13 @@ def _power_of_two(share: float) -> int:
     return next((factor for factor in (8, 4, 2) if factor * share <= 1), 1)
 
 
+def harmful(complaint: str) -> bool:
+    """Whether libjpeg's complaint means lost pixels; a few loose bytes before the end are some cameras' habit."""
+    loose = re.search(r"(\d+) extraneous bytes", complaint)
+    lost = "premature end" in complaint.lower() or "Corrupt JPEG data" in complaint
+    return int(loose[1]) > LOOSE if loose else lost
+
+
 def _decode_turbo(data: bytes, header: Header, share: float | None) -> Pixels | None:
     """The JPEG by libjpeg-turbo, or None where it stumbles over something harmless that Pillow reads."""
     width, height = (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
@@ -162,8 +171,7 @@ def _decode_turbo(data: bytes, header: Header, share: float | None) -> Pixels | 
     try:
         return simplejpeg.decode_jpeg(data, fastdct=share is not None, fastupsample=share is not None, **least)
     except ValueError as error:
-        harm = str(error).lower()
-        if "premature end" in harm or ("corrupt" in harm and "extraneous" not in harm):
+        if harmful(str(error)):
             raise BadImage(f"it is truncated or damaged ({error})") from error
         return None
 

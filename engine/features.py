@@ -118,7 +118,7 @@ class CacheFeatures(pl.Callback):
         device = trainer.strategy.root_device
         encoder.to(device).eval()
         progress = _Estimate(len(todo), store.size, trainer.is_global_zero)
-        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
             for split, index in todo:
                 features = [encoder(image.to(device)).float().cpu() for image in self._images(split, index)]
                 store.write(split, index, torch.cat(features).numpy())

@@ -222,7 +222,9 @@ class _Session:
         return float(value) if value is not None else None
 
     def _print_table(self, name: str, result: dict[str, Any]) -> None:
-        theirs = (self.plan["theirs"] or {}).get("figures", {})
+        figures = (self.plan["theirs"] or {}).get("figures", {})
+        stage = "" if name == list(self.plan["stages"])[-1] else f"{name}: "  # the last stage's figures bear no name
+        theirs = {k.removeprefix(stage): v for k, v in figures.items() if k.startswith(f"{stage}test/")}
         table = Table("metric", "validation", "test", *(["the source's, on its data"] if theirs else []), title=name)
         keys = dict.fromkeys(key.partition("/")[2] for key in result["metrics"])
         for key in keys:

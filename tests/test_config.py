@@ -15,10 +15,15 @@ from engine.suggest import composed, explain, nearest
 from tests.conftest import ROOT
 
 
+def plan_of(experiment: str, *overrides: str) -> Plan:
+    """The plan that these overrides of an experiment come to."""
+    every = [f"experiment={experiment}", *overrides]
+    return make_plan(composed(every), every, experiment, Path("OUT"))
+
+
 def plan(*overrides: str) -> Plan:
     """The plan that these overrides of `experiment=fashion_mtl` come to."""
-    every = ["experiment=fashion_mtl", *overrides]
-    return make_plan(composed(every), every, "fashion_mtl", Path("OUT"))
+    return plan_of("fashion_mtl", *overrides)
 
 
 def refusal(*overrides: str) -> str:

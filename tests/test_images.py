@@ -165,6 +165,25 @@ def test_damage_in_the_middle_is_found_when_decoded(tmp_path: Path) -> None:
         decode(path.read_bytes(), read_header(path.read_bytes()), share=0.5)
 
 
+@pytest.mark.parametrize(
+    ("complaint", "lost"),
+    [
+        ("Corrupt JPEG data: 4 extraneous bytes before marker 0xd9", False),
+        ("Corrupt JPEG data: 171 extraneous bytes before marker 0xd9", True),
+        ("Corrupt JPEG data: bad Huffman code", True),
+        ("Premature end of JPEG file", True),
+        ("Unknown Adobe color transform code 7", False),
+    ],
+)
+def test_complaints_of_libjpeg(complaint: str, lost: bool) -> None:
+    assert images.harmful(complaint) == lost
+
+
+def test_a_few_loose_bytes_are_read_over(tmp_path: Path) -> None:
+    data = as_bytes(PHOTO, "JPEG", quality=90)
+    assert near(read(data[:-2] + b"\1\2\3" + data[-2:]), read(data), 1)
+
+
 def test_large_files_are_compared_whole(tmp_path: Path) -> None:
     body = bytearray(np.random.default_rng(0).bytes(3 * images.ENDS))
     for name in ("a", "b", "c"):

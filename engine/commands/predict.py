@@ -106,11 +106,11 @@ def answer(
     data.batch_size = args.batch_size
     loader = data.answering(paths, boxes)
     answers = []
-    with torch.inference_mode():
-        for batch in loader:
-            batch = {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
-            for index, found in zip(batch["index"].tolist(), module.answers(batch, args.top_k), strict=True):
-                answers.append({"path": str(paths[index]), "answers": found})
+    for batch in loader:
+        batch = {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
+        with torch.inference_mode():
+            found = module.answers(batch, args.top_k)
+        answers += [{"path": str(paths[i]), "answers": each} for i, each in zip(batch["index"], found, strict=True)]
     return answers, loader.dataset.broken
 
 
@@ -152,10 +152,10 @@ def _write_csv(path: Path, answers: list[Answer]) -> None:
 
 def _print_table(answers: list[Answer], note: str) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     tasks = list(answers[0]["answers"]) if answers else []
-    table = Table("photo", *tasks, caption=note, show_lines=True)
+    table = Table(Column("photo", overflow="fold"), *tasks, caption=note, show_lines=True)
     for row in answers:
         cells = ["\n".join(f"{name} {probability:.1%}" for name, probability in row["answers"][task]) for task in tasks]
         table.add_row(row["path"], *cells)
