@@ -109,8 +109,8 @@ class ImageDataModule(LightningDataModule):
         for name, photos in splits.items():
             self.notes += twin_notes(name, photos, keys)
         if "val" not in splits and self.val_share:
-            splits = self._carve(splits, keys)
-        splits = self._disjoint(splits, keys)
+            splits = self.carve_val(splits, keys)
+        splits = self.disjoint(splits, keys)
         self.check(splits)
         self.splits = splits
 
@@ -154,14 +154,15 @@ class ImageDataModule(LightningDataModule):
         photos.boxes = inside
         return photos
 
-    def _carve(self, splits: Splits, keys: Mapping[Path, bytes]) -> Splits:
+    def carve_val(self, splits: Splits, keys: Mapping[Path, bytes]) -> Splits:
+        """The splits with a seeded share of train as val."""
         train = splits["train"]
         kept, held = carve(train.labels, [keys[path] for path in train.paths], self.val_share, self.seed)
         aside = f"{count(len(held), 'photo')} of train set aside (seed {self.seed})"
         self.notes.append(f"val: there is no validation file, so it is {aside}")
         return {**splits, "train": train.keep(kept), "val": train.keep(held)}
 
-    def _disjoint(self, splits: Splits, keys: Mapping[Path, bytes]) -> Splits:
+    def disjoint(self, splits: Splits, keys: Mapping[Path, bytes]) -> Splits:
         """The splits after `on_leak`."""
         found = leaks(splits, keys)
         if not found:

@@ -235,7 +235,7 @@ class SNSTags(ImageDataModule):
                 f"{SINGLE}: {count(len(both), 'train photo')} also in {MULTI}, so val flatters a model that saw both"
             )
 
-    def _carve(self, splits: Splits, keys: Keys) -> Splits:
+    def carve_val(self, splits: Splits, keys: Keys) -> Splits:
         """Validation from what the phase trains on: at random among tagged photos, each label among single ones."""
         train = cast(TaggedPhotos, splits["train"])
         labels = {} if self.phase == "multi" else {"label": np.unique(train.tags.ids, return_inverse=True)[1]}
@@ -246,7 +246,7 @@ class SNSTags(ImageDataModule):
         self.notes.append(f"val: {count(len(held), 'photo')} of {source} set aside (seed {self.seed})")
         return {"train": train.keep(kept), "val": val, "test": splits["test"]}
 
-    def _disjoint(self, splits: Splits, keys: Keys) -> Splits:
+    def disjoint(self, splits: Splits, keys: Keys) -> Splits:
         """The splits after `on_leak`; also names equal photos whose single labels contradict each other."""
         for name in splits if self.phase == "single" else ("test",):
             photos = cast(TaggedPhotos, splits[name])
@@ -254,7 +254,7 @@ class SNSTags(ImageDataModule):
             if torn:
                 pair = " = ".join(photos.origin[at] for at in torn[0][:2])
                 self.notes.append(f"{name}: {count(len(torn), 'duplicate')} with different labels, first {pair}")
-        return super()._disjoint(splits, keys)
+        return super().disjoint(splits, keys)
 
     def check(self, splits: Splits) -> None:
         """Last look at the splits; also names words that nothing teaches."""

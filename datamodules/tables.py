@@ -64,9 +64,20 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield begin, cells
                 begin = reader.line_num + 1
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start} cannot be read): save it as CSV UTF-8") from error
+        raise ValueError(
+            f"{path} is not UTF-8 (byte {_first_bad(path)} cannot be read): save it as CSV UTF-8"
+        ) from error
     except csv.Error as error:
         raise ValueError(f"{path} is not a CSV file ({error}): save it as comma-separated CSV UTF-8") from error
+
+
+def _first_bad(path: Path) -> int:
+    """Place of the first byte in a file that is not UTF-8; the reader's own error counts from its last chunk."""
+    try:
+        path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return error.start
+    return 0
 
 
 def read_table(path: Path) -> Table:

@@ -5,9 +5,6 @@ background, place, size and pose say nothing. `planted.csv` lists the training r
 `classes.csv` names the ids.
 """
 
-import csv
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from datamodules.samples.figures import SIDE, Figure
+from datamodules.samples.folder import write_rows, write_whole
 
 CLASSES = {
     "Daily": ["T-shirt", "shorts", "dress", "coat", "skirt", "suit", "hanbok 한복"],
@@ -82,14 +80,6 @@ def planted(truth: dict[str, NDArray[np.int64]], rng: Generator) -> list[tuple[i
     return wrong
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Write a CSV file in UTF-8."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-
-
 def write_split(root: Path, split: str, seed: int) -> None:
     """Photos and CSV of one split; for train also `planted.csv`."""
     (folder, n), number = SPLITS[split], list(SPLITS).index(split)
@@ -115,26 +105,15 @@ def write_split(root: Path, split: str, seed: int) -> None:
 def draw(root: Path, seed: int = 0) -> None:
     """Draw the set into `root`: complete or not at all, and left alone if it is there.
 
-    It is drawn into a folder of this process beside `root` and renamed, so that of two processes at once the first to
-    finish wins.
-
     Args:
         root: folder to make.
         seed: of everything.
     """
-    if (root / "info_etri20_emotion_train.csv").is_file():
-        return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    aside = root.with_name(f".{root.name}.{os.getpid()}.drawing")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+
+    def write(aside: Path) -> None:
         for split in SPLITS:
             write_split(aside, split, seed)
         names = [(task, ident, name) for task, known in CLASSES.items() for ident, name in enumerate(known)]
         write_rows(aside / "classes.csv", ("task", "id", "name"), names)
-        aside.rename(root)
-    except OSError:
-        if not (root / "info_etri20_emotion_train.csv").is_file():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+
+    write_whole(root, "info_etri20_emotion_train.csv", write)
