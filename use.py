@@ -8,8 +8,8 @@ from pathlib import Path
 COMMANDS = Path(__file__).resolve().parent / "engine" / "commands"
 
 
-def command_line(argv: list[str] | None = None) -> int:
-    """Run one command; what goes wrong is one sentence. Returns the exit code."""
+def make_parser() -> argparse.ArgumentParser:
+    """A parser with a sub-command for each file of engine/commands."""
     parser = argparse.ArgumentParser(prog="use.py", description="Use a finished run.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for path in sorted(COMMANDS.glob("[!_]*.py")):
@@ -18,7 +18,12 @@ def command_line(argv: list[str] | None = None) -> int:
         sub = commands.add_parser(path.stem, help=first_line, description=command.__doc__)
         command.add_arguments(sub)
         sub.set_defaults(call=command.run)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def command_line(argv: list[str] | None = None) -> int:
+    """Run one command; what goes wrong is one sentence. Returns the exit code."""
+    args = make_parser().parse_args(argv)
     try:
         return int(args.call(args))
     except Exception as error:

@@ -24,7 +24,7 @@ GROUP = 16  # minibatches of a cached training step; PERFORMANCE: the Trainer's 
 
 
 def obstacle(stage: dict[str, Any], module: Any, data: Any) -> str | None:
-    """Why a stage's features cannot be computed once; None if they can."""
+    """Why a stage's features cannot be computed once; None if they can. `stage` carries the run's `features_gb`."""
     frozen = [node for node in stage["callbacks"].values() if node["_target_"].endswith(".Freeze")]
     if not any("encoder" in node["modules"] for node in frozen):
         return "the encoder is not frozen as a whole (callbacks.freeze.modules does not name it)"
@@ -34,6 +34,8 @@ def obstacle(stage: dict[str, Any], module: Any, data: Any) -> str | None:
         return (
             "the training transform is random (augment), so that each epoch sees other pixels; augment: null cures it"
         )
+    if (need := gigabytes(module, data)) > stage["features_gb"]:
+        return f"they would take {need:.1f} GB, more than features_gb={stage['features_gb']:g}"
     return None
 
 
@@ -44,8 +46,6 @@ def wrap(stage: dict[str, Any], name: str, module: Any, data: Any) -> Any:
         ValueError: `features: on` where it cannot be, with the reason; `on` needs more space than `features_gb`.
     """
     why = obstacle(stage, module, data)
-    if why is None and (need := _gigabytes(module, data)) > stage["features_gb"]:
-        why = f"they would take {need:.1f} GB, more than features_gb={stage['features_gb']:g}"
     if stage["features"] == "off" or why:
         if stage["features"] == "on":
             raise ValueError(f"stages.{name}.features=on: {why}")
@@ -58,7 +58,8 @@ def wrap(stage: dict[str, Any], name: str, module: Any, data: Any) -> Any:
     return get_class(WRAPPER)(data, GROUP if neutral and plain else 0)
 
 
-def _gigabytes(module: Any, data: Any) -> float:
+def gigabytes(module: Any, data: Any) -> float:
+    """What all splits' features take in float32, at most."""
     rows = sum(len(photos) for photos in data.splits.values())
     return rows * module.encoder.features * 4 / 1e9
 

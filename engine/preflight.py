@@ -11,6 +11,7 @@ from rich.table import Table
 from engine.check import check_targets
 from engine.compose import Plan
 from engine.devices import world_size
+from engine.features import gigabytes, obstacle
 from engine.stage import draw_sample, fill
 from engine.suggest import explain
 
@@ -34,7 +35,7 @@ def preflight(plan: Plan) -> int:
 
 
 def _look(name: str, stage: dict[str, Any], plan: Plan) -> list[Row]:
-    """The data of one stage: counts, classes, every photo decoded, heads against classes."""
+    """One stage: counts, classes, every photo decoded, the module built (weights and heads), kept features."""
     if plan["sample"]:
         draw_sample(stage["data"])
     try:
@@ -42,16 +43,28 @@ def _look(name: str, stage: dict[str, Any], plan: Plan) -> list[Row]:
         data.prepare_data()
         data.setup("fit")
         survey = data.survey(deep=True)
-        check_targets(fill(stage["module"], data.facts), f"stages.{name}.module", filled=True)
+        filled = fill(stage["module"], data.facts)
+        check_targets(filled, f"stages.{name}.module", filled=True)
+        module = instantiate(filled, _convert_="all")
     except (ValueError, OSError) as error:
-        return [(f"{name}: data", explain(error), "problem")]
+        return [(f"{name}: data and module", explain(error), "problem")]
     rows: list[Row] = [(f"{name}: data", survey["root"], "")]
     rows += [(f"{name}: {split}", f"{count:,} photos", "") for split, count in survey["counts"].items()]
     for split, tasks in survey["classes"].items():
         for task, counts in tasks.items():
             shown = ", ".join(f"{label} {count}" for label, count in counts.items())
             rows.append((f"{name}: {split} {task}", shown, ""))
+    rows.append((f"{name}: features", *_features(stage | {"features_gb": plan["features_gb"]}, module, data)))
     return rows + [(name, note, "note") for note in survey["notes"]]
+
+
+def _features(stage: dict[str, Any], module: Any, data: Any) -> tuple[str, str]:
+    """Whether the stage's trunk will be run once, and what that takes."""
+    if stage["features"] == "off":
+        return "computed anew in each epoch (features=off)", ""
+    if why := obstacle(stage, module, data):
+        return f"computed anew in each epoch: {why}", "problem" if stage["features"] == "on" else ""
+    return f"computed once and kept, {gigabytes(module, data):.2f} GB in float32", ""
 
 
 def _machine(plan: Plan) -> list[Row]:

@@ -1,0 +1,58 @@
+"""Every command that our pages and config files show is one that the program accepts."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from engine.check import check_targets
+from engine.compose import make_plan
+from engine.suggest import composed
+from tests.conftest import ROOT
+from use import make_parser
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "conf/README.md")]
+PAGES += sorted((ROOT / "conf").rglob("*.yaml"))
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command) for every `python run.py` and `python use.py` in a code block, in backticks or in a comment."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        lines = [line.lstrip("# ").strip() for line in text.splitlines()]
+        shown = [line for line in lines if line.startswith("python ")] + re.findall(r"`(python [^`]+)`", text)
+        found += [(page.relative_to(ROOT).as_posix(), line.partition("  #")[0].strip()) for line in shown]
+    return [
+        (page, command) for page, command in found if "NAME" not in command and re.search(r"(run|use)\.py", command)
+    ]
+
+
+def test_commands_are_found() -> None:
+    assert len(commands()) >= 12
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_the_program_accepts_it(page: str, command: str) -> None:
+    words = shlex.split(command)[1:]
+    script, arguments = words[0], words[1:]
+    if script == "use.py":
+        make_parser().parse_args(arguments)
+        return
+    overrides = [word for word in arguments if not word.startswith("-")]
+    if not overrides:
+        return  # the bare list of experiments, which test_config.py looks at
+    if "-m" in arguments:
+        overrides = [re.sub(r"=([^\[{]*?),.*", r"=\1", word) for word in overrides]  # the first job of the sweep
+    plan = make_plan(composed(overrides), overrides, "readme", Path("OUT"))
+    for name, stage in plan["stages"].items():
+        for part in ("module", "data", "callbacks", "trainer"):
+            check_targets(stage[part], f"stages.{name}.{part}")
+
+
+def test_make_targets_that_are_named_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for page in PAGES[:3]:
+        for name in re.findall(r"`?\bmake ([a-z-]+)`", page.read_text(encoding="utf-8")):
+            assert name in targets, f"{page.name}: make {name}"
