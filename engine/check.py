@@ -84,5 +84,5 @@ def _check_types(found: Callable[..., Any], given: dict[str, Any], where: str, n
             continue
         if not is_bearable(value, hints[key], conf=_INT_IS_FLOAT):
             wanted = getattr(hints[key], "__name__", None)
-            wanted = wanted if wanted and wanted != "Optional" else str(hints[key]).replace("typing.", "")
+            wanted = str(hints[key]).replace("typing.", "") if wanted in (None, "Optional", "Union") else wanted
             raise ValueError(f"{where}.{key}: {named} wants {wanted}, got {value!r}")

@@ -46,19 +46,19 @@ def start(cfg: DictConfig, hydra: HydraConf) -> float | None:
     experiment = hydra.runtime.choices.get("experiment") or "run"
     overrides = list(hydra.overrides.task)
     draft = make_plan(cfg, overrides, experiment, Path("OUT"))
-    _settle(draft)
+    settle(draft)
     if cfg.check:
         from engine.preflight import preflight
 
         sys.exit(preflight(draft))
     out = _folder(cfg, hydra, experiment)
     plan = make_plan(cfg, overrides, experiment, out)
-    _settle(plan)
+    settle(plan)
     return _Session(plan, out, hydra).run()
 
 
-def _settle(plan: Plan) -> None:
-    """Hold every target against its signature, and decide what depends on this machine."""
+def settle(plan: Plan) -> None:
+    """Hold every target of a plan against its signature, and decide what depends on this machine."""
     for name, stage in plan["stages"].items():
         for part in ("module", "data", "callbacks"):
             check_targets(stage[part], f"stages.{name}.{part}")

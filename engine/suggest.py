@@ -1,5 +1,6 @@
 """Turns an error into one sentence for the person at the keyboard, with the nearest right names."""
 
+import errno
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -32,6 +33,8 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _composition(error, overrides)
     text = str(error).strip()
+    if "PytorchStreamWriter failed" in text or getattr(error, "errno", None) == errno.ENOSPC:
+        return f"a file could not be written, the disk is probably full; what was saved before is kept ({text.splitlines()[0]})"
     spoken = isinstance(error, (ValueError, OSError, FloatingPointError)) and text
     return text if spoken else f"{type(error).__name__}: {text}"
 

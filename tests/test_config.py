@@ -107,6 +107,14 @@ def test_which_keys_keep_the_meaning(key: str, safe: bool) -> None:
     assert is_safe(key) is safe
 
 
+def test_a_full_disk_is_one_sentence() -> None:
+    for error in (
+        OSError(28, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0"),
+    ):
+        assert "disk is probably full" in explain(error)
+
+
 def test_nearest_names_nothing_when_nothing_is_near() -> None:
     assert nearest("zzz", ["abc"]) == ""
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.check import check_targets
 from engine.compose import make_plan
+from engine.session import settle
 from engine.suggest import composed
 from tests.conftest import ROOT
 from use import make_parser
@@ -23,7 +23,7 @@ def commands() -> list[tuple[str, str]]:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         lines = [line.lstrip("# ").strip() for line in text.splitlines()]
         shown = [line for line in lines if line.startswith("python ")] + re.findall(r"`(python [^`]+)`", text)
-        found += [(page.relative_to(ROOT).as_posix(), line.partition("  #")[0].strip()) for line in shown]
+        found += [(page.relative_to(ROOT).as_posix(), re.split(r"\s+#", line)[0].strip()) for line in shown]
     return [
         (page, command) for page, command in found if "NAME" not in command and re.search(r"(run|use)\.py", command)
     ]
@@ -46,9 +46,7 @@ def test_the_program_accepts_it(page: str, command: str) -> None:
     if "-m" in arguments:
         overrides = [re.sub(r"=([^\[{]*?),.*", r"=\1", word) for word in overrides]  # the first job of the sweep
     plan = make_plan(composed(overrides), overrides, "readme", Path("OUT"))
-    for name, stage in plan["stages"].items():
-        for part in ("module", "data", "callbacks", "trainer"):
-            check_targets(stage[part], f"stages.{name}.{part}")
+    settle(plan)
 
 
 def test_make_targets_that_are_named_exist() -> None:
