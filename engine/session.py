@@ -45,6 +45,9 @@ def start(cfg: DictConfig, hydra: HydraConf) -> float | None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     experiment = hydra.runtime.choices.get("experiment") or "run"
     overrides = list(hydra.overrides.task)
+    for key in ("resume", "start_from"):
+        if cfg[key]:
+            find_folder(cfg[key], cfg.out_dir, experiment, key)
     draft = make_plan(cfg, overrides, experiment, Path("OUT"))
     settle(draft)
     if cfg.check:

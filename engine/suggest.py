@@ -34,7 +34,9 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
         return _composition(error, overrides)
     text = str(error).strip()
     if "PytorchStreamWriter failed" in text or getattr(error, "errno", None) == errno.ENOSPC:
-        return f"a file could not be written, the disk is probably full; earlier files are kept ({text.splitlines()[0]})"
+        return (
+            f"a file could not be written, the disk is probably full; earlier files are kept ({text.splitlines()[0]})"
+        )
     spoken = isinstance(error, (ValueError, OSError, FloatingPointError)) and text
     return text if spoken else f"{type(error).__name__}: {text}"
 

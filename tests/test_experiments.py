@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from engine.record import read_rows
+from engine.suggest import composed
 from tests.conftest import ROOT
 from tests.test_config import plan_of
 
@@ -19,10 +21,10 @@ Cli = Callable[..., tuple[int, str]]
 def small(experiment: str) -> list[str]:
     """The overrides that make an experiment's samples take seconds: a tiny encoder, small photos, two epochs."""
     overrides = [f"experiment={experiment}", "sample=true", "trainer.accelerator=cpu", "trainer.max_epochs=2"]
-    for name, stage in plan_of(experiment, "sample=true")["stages"].items():
-        if "encoder" in stage["module"]:
+    for name, stage in composed([f"experiment={experiment}"]).stages.items():
+        if not OmegaConf.is_interpolation(stage.module, "encoder"):
             overrides.append(f"stages.{name}.module.encoder.name=test_resnet")
-        if "image_size" in stage["data"]:
+        if "image_size" in stage.data:
             overrides.append(f"stages.{name}.data.image_size=32")
     return overrides
 

