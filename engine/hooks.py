@@ -39,7 +39,7 @@ class StepLog(Callback):
         self.last_row = -1
         self.asked_to_stop = False
         self.signal = 0
-        self._pending: deque[_Row] = deque()
+        self._pending: deque[tuple[_Step, list[str], Tensor, Any]] = deque()  # still on the device, or on their way
         self._wait = self._total = self._last = 0.0
         self._handlers: dict[int, Any] = {}
 
@@ -84,43 +84,47 @@ class StepLog(Callback):
     ) -> None:
         outputs = {"loss": outputs} if isinstance(outputs, Tensor) else outputs
         scalars = {k: v for k, v in (outputs or {}).items() if isinstance(v, Tensor) and v.ndim == 0}
-        self._submit(trainer, scalars, batch_idx)
-        late = trainer.strategy.root_device.type != "cpu" or trainer.world_size > 1
-        while len(self._pending) > late:
-            self._write(trainer)
+        step = _Step(trainer.fit_loop.epoch_loop._batches_that_stepped, trainer.current_epoch, batch_idx)
+        if trainer.world_size == 1 and trainer.strategy.root_device.type == "cpu":
+            self._record(trainer, step, bool(self.signal), {key: value.item() for key, value in scalars.items()})
+        else:
+            self._submit(trainer, step, scalars)
+            while len(self._pending) > 1:
+                self._write(trainer)
         now = time.perf_counter()
         self._total += now - self._last
         self._last = now
 
-    def _submit(self, trainer: pl.Trainer, scalars: dict[str, Tensor], batch_idx: int) -> None:
+    def _submit(self, trainer: pl.Trainer, step: "_Step", scalars: dict[str, Tensor]) -> None:
         asked = torch.tensor([float(self.signal)], device=trainer.strategy.root_device)
         packed = torch.cat([asked, *(v.detach().float().reshape(1) for v in scalars.values())])
         work = None
         if trainer.world_size > 1:
             packed /= trainer.world_size
             work = dist.all_reduce(packed, async_op=True)
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        self._pending.append(_Row(step, trainer.current_epoch, batch_idx, list(scalars), packed, work))
+        self._pending.append((step, list(scalars), packed, work))
 
     def _write(self, trainer: pl.Trainer) -> None:
-        pending = self._pending.popleft()
-        if pending.work is not None:
-            pending.work.wait()
-        asked, *numbers = pending.packed.tolist()
-        row = {f"train/{name}": number for name, number in zip(pending.names, numbers, strict=True)}
-        self.last_row, self.asked_to_stop = pending.step, bool(asked)
-        self._log(trainer, row | {"epoch": pending.epoch}, pending.step)
-        _refuse_nan(row, pending)
-        loop = trainer.fit_loop
-        loss = row.get("train/loss")
-        self.progress(pending.epoch, loop.max_epochs, pending.batch_idx + 1, loop.max_batches, loss, self.data_wait)
+        step, names, packed, work = self._pending.popleft()
+        if work is not None:
+            work.wait()
+        asked, *numbers = packed.tolist()
+        self._record(trainer, step, bool(asked), dict(zip(names, numbers, strict=True)))
 
-    def _log(self, trainer: pl.Trainer, row: dict[str, float], step: int) -> None:
+    def _record(self, trainer: pl.Trainer, step: "_Step", asked: bool, scalars: dict[str, float]) -> None:
+        self.last_row, self.asked_to_stop = step.number, asked
+        self._log(trainer, {f"train/{key}": value for key, value in scalars.items()}, step)
+        _refuse_nan(scalars, step)
+        loop = trainer.fit_loop
+        loss = scalars.get("loss")
+        self.progress(step.epoch, loop.max_epochs, step.batch_idx + 1, loop.max_batches, loss, self.data_wait)
+
+    def _log(self, trainer: pl.Trainer, row: dict[str, float], step: "_Step") -> None:
         metrics_file, *others = trainer.loggers
-        metrics_file.log_metrics(row, step)
-        if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        metrics_file.log_metrics(row | {"epoch": step.epoch}, step.number)
+        if step.number % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             for logger in others:
-                logger.log_metrics(row | {"data_wait": self.data_wait}, step)
+                logger.log_metrics(row | {"epoch": step.epoch, "data_wait": self.data_wait}, step.number)
 
     def flush(self, trainer: pl.Trainer) -> None:
         """Read what is pending; a checkpoint must not replace a good one after a loss that is not finite."""
@@ -146,23 +150,21 @@ class StepLog(Callback):
         self._restore_handlers()
 
 
-class _Row(NamedTuple):
-    """A step whose numbers may still be on the device, or on their way between the processes."""
+class _Step(NamedTuple):
+    """Where a row of numbers belongs: optimiser step of the fit, epoch, batch of the epoch."""
 
-    step: int
+    number: int
     epoch: int
     batch_idx: int
-    names: list[str]
-    packed: Tensor
-    work: Any
 
 
-def _refuse_nan(row: dict[str, float], at: _Row) -> None:
-    for key, number in row.items():
-        if not math.isfinite(number):
+def _refuse_nan(scalars: dict[str, float], step: _Step) -> None:
+    for key, value in scalars.items():
+        if not math.isfinite(value):
             raise FloatingPointError(
-                f"{key} became {number} at step {at.step} (epoch {at.epoch}): training stopped and the last good "
-                "checkpoint is kept; a smaller lr, trainer.gradient_clip_val=1 or trainer.precision=32-true may help"
+                f"train/{key} became {value} at step {step.number} (epoch {step.epoch}): training stopped and the "
+                "last good checkpoint is kept; a smaller lr, trainer.gradient_clip_val=1 or trainer.precision=32-true may "
+                "help"
             )
 
 
