@@ -162,9 +162,8 @@ def _refuse_nan(scalars: dict[str, float], step: _Step) -> None:
     for key, value in scalars.items():
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"train/{key} became {value} at step {step.number} (epoch {step.epoch}): training stopped and the "
-                "last good checkpoint is kept; a smaller lr, trainer.gradient_clip_val=1 or trainer.precision=32-true may "
-                "help"
+                f"train/{key} became {value} at step {step.number} (epoch {step.epoch}): training stopped and the last "
+                "good checkpoint is kept; a smaller lr, trainer.gradient_clip_val=1 or 32-true precision may help"
             )
 
 
