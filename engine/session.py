@@ -1,5 +1,6 @@
 """One run from config to report: compose, check, open its folder, run its stages one after the other."""
 
+import json
 import logging
 import signal
 import sys
@@ -171,9 +172,16 @@ class _Session:
         }
         spec |= {"do": "fit", "name": name, "out": str(self.out), "stage": stage, "resume": bool(self.plan["resume"])}
         spec["key"] = stage_key(stage, name, self.plan["seed"], self.out)
-        if self._finished(name, spec):
-            log.info("%s: finished before, skipped", name)
-            return
+        done = self.out / f"{name}.json"
+        if done.is_file():
+            before = json.loads(done.read_text(encoding="utf-8"))
+            if before["key"] == spec["key"] and stage["trainer"]["max_epochs"] <= before["epochs"]:
+                log.info("%s: finished before, skipped", name)
+                return
+            if before["key"] != spec["key"]:
+                log.info("%s: finished before with another config or other inputs, made anew", name)
+                spec["resume"] = False
+            done.unlink()
         if self.plan["sample"]:
             from engine.stage import draw_sample
 
@@ -189,16 +197,6 @@ class _Session:
                     "first, or name a run that has it with start_from="
                 )
 
-    def _finished(self, name: str, spec: dict[str, Any]) -> bool:
-        import json
-
-        done = self.out / f"{name}.json"
-        if not done.is_file():
-            return False
-        before = json.loads(done.read_text(encoding="utf-8"))
-        longer = spec["stage"]["trainer"]["max_epochs"] > before["epochs"] and before["key"] == spec["key"]
-        return before["key"] == spec["key"] and not longer
-
     def _record_failure(self, error: BaseException) -> None:
         from engine.report import write_report
 
@@ -212,8 +210,6 @@ class _Session:
             log.debug("no report", exc_info=True)
 
     def _close(self) -> float | None:
-        import json
-
         from engine.report import write_report
 
         result: dict[str, Any] = {}
@@ -236,6 +232,3 @@ class _Session:
             source = theirs.get(f"test/{key}")
             table.add_row(key, *shown, *([f"{source:.4f}" if source is not None else ""] if theirs else []))
         Console().print(table)
-
-
-__all__ = ["start"]

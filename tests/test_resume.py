@@ -85,6 +85,11 @@ def test_a_finished_stage_is_skipped_and_a_changed_one_refused(cli: Callable[...
     code, printed = cli(*TINY, "resume=latest", "trainer.max_epochs=3")
     assert code == 0, printed
     assert json.loads((run / "fit.json").read_text())["epochs"] == 3, "more epochs are a safe change: the stage goes on"
+    assert len(losses(run)) == 18
+    code, printed = cli(*TINY, "resume=latest", "stages.fit.module.dropout=0.5", "force=true")
+    assert code == 0, printed
+    assert "made anew" in printed
+    assert len(losses(run)) == 12, "from the first step, not on top of the weights that another config left"
 
 
 def test_a_run_folder_in_use_is_refused(
