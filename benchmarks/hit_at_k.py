@@ -10,7 +10,6 @@ ratios and their range. Memory is the growth of the peak resident set, measured 
 """
 
 import argparse
-import ctypes
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from memory import growth, keep_memory
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -27,13 +27,6 @@ from lightning_modules.nn.metrics import HitAtK
 KS = (1, 5, 10, 20, 30, 50)
 PHOTOS, WORDS = 500, 22_808
 Job = Callable[[], dict[int, float]]
-
-
-def keep_memory() -> None:
-    """Tell glibc to give no memory back and to map none apart: a tensor's pages are then faulted in once."""
-    mallopt = ctypes.CDLL("libc.so.6").mallopt
-    for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-        mallopt(parameter, value)
 
 
 def ours(logits: Tensor, labels: Tensor) -> Job:
@@ -72,20 +65,6 @@ def ratios(first: Job, second: Job, rounds: int) -> list[tuple[float, float]]:
         if number:
             taken.append((found[first], found[second]))
     return taken
-
-
-def growth(job: Job) -> int:
-    """Bytes by which the resident set grows at its peak while a job runs."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = resident("VmRSS")
-    job()
-    return resident("VmHWM") - before
-
-
-def resident(key: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def compare(photos: int, words: int, rounds: int, stock: bool) -> None:

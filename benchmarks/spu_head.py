@@ -13,7 +13,6 @@ range. Memory is the growth of the peak resident set, measured in `stock` (Linux
 """
 
 import argparse
-import ctypes
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory import growth, keep_memory
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,13 +33,6 @@ from lightning_modules.spu_annotator import SPUAnnotator
 Batch = dict[str, Tensor]
 Job = Callable[[], float]  # runs once and says how many processor seconds that took
 PHOTOS, FEATURES, HIDDEN, WORDS = 500, 4096, 1000, 22_808
-
-
-def keep_memory() -> None:
-    """Tell glibc to give no memory back and to map none apart: a tensor's pages are then faulted in once."""
-    mallopt = ctypes.CDLL("libc.so.6").mallopt
-    for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-        mallopt(parameter, value)
 
 
 def draw(photos: int, features: int, words: int) -> Batch:
@@ -170,20 +163,6 @@ def compare_losses(batch: Batch, words: int, rounds: int, stock: bool) -> None:
         size = 4 * len(batch["index"]) * words
         shares = [f"{kind} {(growth(job) - size) / size:.2f} x" for kind, job in jobs.items()]
         print(f"  memory beside the logits ({size / 1e6:.1f} MB): {', '.join(shares)}   goal <= 1.2")
-
-
-def growth(job: Job) -> int:
-    """Bytes by which the resident set grows at its peak while a job runs; the job's own logits are among them."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = resident("VmRSS")
-    job()
-    return resident("VmHWM") - before
-
-
-def resident(key: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def check(batch: Batch, words: int) -> None:
