@@ -160,9 +160,10 @@ class FeatureLoader:
         before, self._resume = self._resume or {"epoch": epoch, "done": 0}, None
         done = before["done"] if before["epoch"] == epoch else 0
         order = np.fromiter((item.sample if isinstance(item, Draw) else item for item in self.sampler), np.int64)
+        size = max(self.group, 1)
         for at in range(done, len(self)):
             self._state = {"epoch": epoch, "done": at + 1}
-            parts = range(at * max(self.group, 1), min((at + 1) * max(self.group, 1), self.minibatches))
+            parts = range(at * size, min((at + 1) * size, self.minibatches))
             batches = [self.batch(order[i * self.batch_size : (i + 1) * self.batch_size]) for i in parts]
             yield {"group": batches} if self.group else batches[0]
 

@@ -34,11 +34,14 @@ def launch(spec: Spec) -> None:
     """
     home = Path(spec["out"]) / spec["name"]
     home.mkdir(parents=True, exist_ok=True)
-    write_json(home / "spec.json", spec)
+    path = home / (
+        "spec.json" if spec["do"] == "fit" else f"{spec['do']}.json"
+    )  # an evaluation leaves the fit's record
+    write_json(path, spec)
     if world_size(spec["stage"]["trainer"]) == 1:
         run_spec(spec)
     else:
-        _launch_ranks(spec, home / "spec.json")
+        _launch_ranks(spec, path)
     if not (Path(spec["out"]) / f"{spec['name']}.json").is_file():
         raise RankFailed(f"stage {spec['name']} ended without its done-file {spec['name']}.json")
 

@@ -12,7 +12,7 @@ from engine.check import check_targets
 from engine.compose import Plan
 from engine.devices import world_size
 from engine.features import gigabytes, obstacle
-from engine.stage import draw_sample, fill
+from engine.stage import build_data, draw_sample, fill
 from engine.suggest import explain
 
 Row = tuple[str, str, str]  # what, finding, "" | "note" | "problem"
@@ -39,9 +39,7 @@ def _look(name: str, stage: dict[str, Any], plan: Plan) -> list[Row]:
     if plan["sample"]:
         draw_sample(stage["data"])
     try:
-        data = instantiate(stage["data"], _convert_="all")
-        data.prepare_data()
-        data.setup("fit")
+        data = build_data(stage["data"])
         survey = data.survey(deep=True)
         filled = fill(stage["module"], data.facts)
         check_targets(filled, f"stages.{name}.module", filled=True)

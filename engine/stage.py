@@ -29,7 +29,7 @@ Spec = dict[str, Any]
 EXPECTED_WARNINGS = {
     "module\\(s\\) in eval mode at the start of training": "a frozen trunk is kept in eval mode on purpose",
     "does not have many workers": "our loaders decode in threads",
-    "isinstance\\(treespec, LeafSpec\\)": "Lightning 2.6 itself, Lightning-AI/pytorch-lightning#21459",
+    "isinstance\\(treespec, LeafSpec\\)": "Lightning 2.6 itself, Lightning-AI/pytorch-lightning#21326",
     "Checkpoint directory .* exists and is not empty": "a resumed stage",
     "You have overridden `.*` .*but no": "a technique without a validation split",
     "smaller than the logging interval": "short epochs are fine, each step is in metrics.jsonl",

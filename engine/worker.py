@@ -1,4 +1,4 @@
-"""What each rank runs: `python -m engine.worker <stage folder>/spec.json`, started by `engine.launch`."""
+"""What each rank runs: `python -m engine.worker <stage folder>/<spec>.json`, started by `engine.launch`."""
 
 import ctypes
 import logging
