@@ -56,6 +56,10 @@ class Rows:
         self.tags = torch.from_numpy(rng.integers(0, TAGS, 6 * n))
         self.labels = torch.from_numpy(rng.integers(0, 3, n))
 
+    def expand(self, items: list[Any]) -> list[Any]:
+        """What is loaded for these samples: themselves."""
+        return items
+
     def targets(self, index: np.ndarray) -> dict[str, Any]:
         """CSR tags and labels of some samples."""
         tags = self.tags.view(-1, 6)[index].reshape(-1)

@@ -7,13 +7,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
 from datamodules import images
-from datamodules.loader import Loader
+from datamodules.loader import Loader, Loaders
 from datamodules.photos import Photos, Unlabelled, describe
-from datamodules.samplers import EvalSampler, TrainSampler, Weights
+from datamodules.samplers import EvalSampler
 from datamodules.splits import (
     Splits,
     carve,
@@ -34,7 +33,7 @@ BAD_IMAGE_CURE = "replace these files, take out their rows, or set on_bad_image=
 OUTSIDE = 0.5  # a box with less of its area than this inside the photo is a mistake, not a box at the edge
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(Loaders):
     """Photos in splits, checked before the first epoch; a subclass says in `read` where they are.
 
     Building one touches no disk.
@@ -81,7 +80,7 @@ class ImageDataModule(LightningDataModule):
         self.splits: Splits = {}
         self.facts: dict[str, Any] = {}
         self.notes: list[str] = []
-        self.weights: Weights | None = None
+        self.weights = None
 
     def read(self) -> Splits:
         """The splits as the data set lists them, before any look at the photos; sets `facts`."""
@@ -176,43 +175,6 @@ class ImageDataModule(LightningDataModule):
             return splits
         return {name: without(photos, found.get(name, [])) for name, photos in splits.items()}
 
-    def _place(self) -> tuple[int, int]:
-        """Rank and world size."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _split(self, name: str) -> Photos:
-        self.setup()
-        if name not in self.splits:
-            raise ValueError(f"{self.root} has no {name} split; it has {', '.join(self.splits)}")
-        return self.splits[name]
-
-    def train_dataloader(self) -> Loader:
-        """This rank's share of the shuffled, augmented epoch."""
-        rank, world = self._place()
-        photos = self._split("train")
-        sampler = TrainSampler(len(photos), self.batch_size, self.seed, rank, world, self.weights)
-        return Loader(photos, sampler, self.batch_size // world, True, self.threads)
-
-    def exactly(self, split: str, index: NDArray[np.int64]) -> Loader:
-        """These samples of a split, in this order, as evaluation sees them."""
-        return Loader(self._split(split), index.tolist(), min(64, len(index)), False, self.threads)
-
-    def _held_out(self, name: str) -> Loader:
-        photos = self._split(name)
-        return Loader(photos, EvalSampler(len(photos), *self._place()), self.batch_size, False, self.threads)
-
-    def val_dataloader(self) -> Loader:
-        """This rank's share of the validation photos, each exactly once over all ranks."""
-        return self._held_out("val")
-
-    def test_dataloader(self) -> Loader:
-        """This rank's share of the test photos, each exactly once over all ranks."""
-        return self._held_out("test")
-
-    def predict_dataloader(self) -> Loader:
-        """This rank's share of the test photos that came without labels."""
-        return self._held_out("predict")
-
     def answering(self, paths: Sequence[Path], boxes: Mapping[str, Box] | None = None) -> Loader:
         """Batches of any photos as evaluation sees them; needs no data set.
 
@@ -228,11 +190,11 @@ class ImageDataModule(LightningDataModule):
 
     def picture(self, split: str, index: int) -> torch.Tensor:
         """One photo (3, H, W) as evaluation sees it, uint8."""
-        return cast(torch.Tensor, self._split(split)[index]["image"])
+        return cast(torch.Tensor, self.split(split)[index]["image"])
 
     def name(self, split: str, index: int) -> str:  # type: ignore[override]  # Lightning leaves its `name` unused
         """Path of a photo, relative to the root."""
-        return self._split(split).paths[index].relative_to(self.root).as_posix()
+        return self.split(split).paths[index].relative_to(self.root).as_posix()
 
     def survey(self, deep: bool = False) -> dict[str, Any]:
         """What there is and what was done about it.

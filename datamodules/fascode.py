@@ -227,5 +227,5 @@ class FASCODE(ImageDataModule):
 
     def name(self, split: str, index: int) -> str:  # type: ignore[override]  # see ImageDataModule
         """Path of a photo, relative to the root; for `predict` as the test file lists it, since answers go back so."""
-        path = self._split(split).paths[index]
+        path = self.split(split).paths[index]
         return path.relative_to(self.folders["test"] if split == "predict" else self.root).as_posix()

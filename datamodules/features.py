@@ -7,19 +7,18 @@ once, kept in a memory map under a key that names everything they depend on, and
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from datamodules.base import ImageDataModule
-from datamodules.photos import Batch, Photos
+from datamodules.loader import Loaders, Split
+from datamodules.photos import Batch, Item
 from datamodules.samplers import Draw, EvalSampler, TrainSampler
 
 CHUNK = 256  # rows that are computed together and marked as done together
@@ -133,18 +132,20 @@ class FeatureLoader:
 
     Args:
         rows: features (n, width) of the split.
-        photos: the split, for everything else that a batch has.
+        split: for everything else that a batch has.
         sampler: order of this rank.
         batch_size: samples a minibatch on this rank.
         group: minibatches handed out together as `{"group": [batch, ...]}`; 0 hands out plain batches.
         drop_last: leave out a last minibatch that is not full.
+        shape: of one picture's features, if a flat row stands for maps.
     """
 
     def __init__(
-        self, rows: NDArray[Any], photos: Photos, sampler: TrainSampler | EvalSampler, batch_size: int,
-        group: int = 0, drop_last: bool = False,
+        self, rows: NDArray[Any], split: Split, sampler: TrainSampler | EvalSampler, batch_size: int,
+        group: int = 0, drop_last: bool = False, shape: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
-        self.rows, self.photos, self.sampler, self.batch_size, self.group = rows, photos, sampler, batch_size, group
+        self.rows, self.split, self.sampler, self.batch_size, self.group = rows, split, sampler, batch_size, group
+        self.shape = tuple(shape or rows.shape[1:])
         self.batch_sampler = None  # Lightning asks for it before it asks whether an evaluation is shuffled
         whole, rest = divmod(len(sampler), batch_size)
         self.minibatches = whole + bool(rest and not drop_last)
@@ -159,7 +160,7 @@ class FeatureLoader:
         epoch = getattr(self.sampler, "epoch", 0)
         before, self._resume = self._resume or {"epoch": epoch, "done": 0}, None
         done = before["done"] if before["epoch"] == epoch else 0
-        order = np.fromiter((item.sample if isinstance(item, Draw) else item for item in self.sampler), np.int64)
+        order: list[Item] = list(self.sampler)
         size = max(self.group, 1)
         for at in range(done, len(self)):
             self._state = {"epoch": epoch, "done": at + 1}
@@ -167,9 +168,12 @@ class FeatureLoader:
             batches = [self.batch(order[i * self.batch_size : (i + 1) * self.batch_size]) for i in parts]
             yield {"group": batches} if self.group else batches[0]
 
-    def batch(self, index: NDArray[np.int64]) -> Batch:
-        """Everything of these samples but their pixels, and their features (B, width)."""
-        return {**self.photos.targets(index), "features": torch.from_numpy(self.rows[index])}
+    def batch(self, items: Sequence[Item]) -> Batch:
+        """Everything of these samples but their pixels, and their features (B, ...)."""
+        items = self.split.expand(items)
+        index = np.fromiter((item.sample if isinstance(item, Draw) else item for item in items), np.int64)
+        features = torch.from_numpy(self.rows[index]).view(-1, *self.shape)
+        return {**self.split.targets(index), "features": features}
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and number of groups handed out in it."""
@@ -180,17 +184,18 @@ class FeatureLoader:
         self._resume = {"epoch": int(state["epoch"]), "done": int(state["done"])}
 
 
-class FeatureData(LightningDataModule):
+class FeatureData(Loaders):
     """A DataModule whose batches carry stored features instead of photos; everything else is the wrapped one's.
 
     Args:
         data: the DataModule of the photos, set up.
+        shape: of one picture's features: (D,), or the (C, H, W) maps of a trunk that is frozen in part.
         group: minibatches of a training step, see `FeatureLoader`; 0 for plain batches.
     """
 
-    def __init__(self, data: ImageDataModule, group: int) -> None:
+    def __init__(self, data: Loaders, shape: Sequence[int], group: int) -> None:
         super().__init__()
-        self.data, self.group = data, group
+        self.data, self.shape, self.group = data, tuple(shape), group
         self.store: FeatureStore | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -198,43 +203,22 @@ class FeatureData(LightningDataModule):
 
     def name(self, split: str, index: int) -> str:  # type: ignore[override]
         """Path of a photo, relative to the root; defined here because Lightning's own `name` is None."""
-        return self.data.name(split, index)
+        return cast(Any, self.data).name(split, index)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Nothing: the wrapped one has looked at its files."""
 
     def files(self) -> dict[str, list[str]]:
-        """What the pixels of each split come from: path, size, time and box of every photo."""
-        return {name: list(_files(photos)) for name, photos in self.data.splits.items()}
+        """What the pixels of each split's pictures come from."""
+        return {name: list(split.pictures().files()) for name, split in self.splits.items()}
 
-    def _loader(self, split: str, sampler: TrainSampler | EvalSampler, size: int, group: int = 0) -> FeatureLoader:
+    def lengths(self) -> dict[str, int]:
+        """Number of pictures of each split."""
+        return {name: len(split.pictures()) for name, split in self.splits.items()}
+
+    def loader(self, split: str, sampler: TrainSampler | EvalSampler, batch_size: int) -> FeatureLoader:
+        """Batches of features in the order of a sampler, in groups when training."""
         assert self.store is not None
-        return FeatureLoader(self.store.rows(split), self.data.splits[split], sampler, size, group, split == "train")
-
-    def _place(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def train_dataloader(self) -> FeatureLoader:
-        """This rank's share of the shuffled epoch, in groups."""
-        rank, world = self._place()
-        n, size = len(self.data.splits["train"]), self.data.batch_size
-        sampler = TrainSampler(n, size, self.data.seed, rank, world, self.data.weights)
-        return self._loader("train", sampler, size // world, self.group)
-
-    def _held_out(self, split: str) -> FeatureLoader:
-        return self._loader(split, EvalSampler(len(self.data.splits[split]), *self._place()), self.data.batch_size)
-
-    def val_dataloader(self) -> FeatureLoader:
-        """This rank's share of the validation photos, each exactly once over all ranks."""
-        return self._held_out("val")
-
-    def test_dataloader(self) -> FeatureLoader:
-        """This rank's share of the test photos, each exactly once over all ranks."""
-        return self._held_out("test")
-
-    def predict_dataloader(self) -> FeatureLoader:
-        """This rank's share of the test photos that came without labels."""
-        return self._held_out("predict")
-
-
-def _files(photos: Photos) -> Iterator[str]:
-    for at, path in enumerate(photos.paths):
-        found = path.stat()
-        yield f"{path.resolve()} {found.st_size} {found.st_mtime_ns} {photos.box(at)}"
+        train = isinstance(sampler, TrainSampler)
+        rows, group = self.store.rows(split), self.group if train else 0
+        return FeatureLoader(rows, self.splits[split], sampler, batch_size, group, train, self.shape)

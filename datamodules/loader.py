@@ -1,16 +1,38 @@
 """The loader of all DataModules: decodes in threads, some batches ahead, and goes on mid-epoch where it was stopped."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from datamodules.photos import Batch, Item, Photos, each_tensor
-from datamodules.samplers import EvalSampler, TrainSampler
+from datamodules.photos import Batch, Item, each_tensor
+from datamodules.samplers import EvalSampler, TrainSampler, Weights
+
+
+class Split(Protocol):
+    """What a split of any kind (files, arrays, pairs) answers to the loaders; `Photos` says what each means."""
+
+    labels: dict[str, NDArray[np.int64]]
+    broken: dict[Path, str]
+
+    def __len__(self) -> int: ...
+    @property
+    def is_random(self) -> bool: ...
+    def expand(self, items: Sequence[Item]) -> Sequence[Item]: ...
+    def pictures(self) -> "Split": ...
+    def files(self) -> Iterator[str]: ...
+    def targets(self, index: NDArray[np.int64]) -> Batch: ...
+    def blank(self, items: Sequence[Item]) -> Batch: ...
+    def fill(self, batch: Batch, items: Sequence[Item], slots: Iterable[int]) -> None: ...
+    def finish(self, batch: Batch) -> Batch | None: ...
 
 
 class Loader(DataLoader[Batch]):
@@ -32,15 +54,15 @@ class Loader(DataLoader[Batch]):
 
     def __init__(
         self,
-        dataset: Photos,
+        dataset: Split,
         sampler: TrainSampler | EvalSampler | None = None,
         batch_size: int = 1,
         drop_last: bool = False,
         threads: int = 2,
         ahead: int = 2,
     ) -> None:
-        pin = torch.cuda.is_available()
-        super().__init__(dataset, batch_size, sampler=cast(Any, sampler), drop_last=drop_last, pin_memory=pin)
+        pin, source, order = torch.cuda.is_available(), cast(Any, dataset), cast(Any, sampler)
+        super().__init__(source, batch_size, sampler=order, drop_last=drop_last, pin_memory=pin)
         self.threads, self.ahead = threads, ahead
         self._state = {"epoch": 0, "done": 0}
         self._resume: dict[str, int] | None = None
@@ -64,9 +86,10 @@ class Loader(DataLoader[Batch]):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _start(self, pool: ThreadPoolExecutor, items: list[Item]) -> tuple[Batch, list[Future[None]]]:
+    def _start(self, pool: ThreadPoolExecutor, items: Sequence[Item]) -> tuple[Batch, list[Future[None]]]:
         """A batch whose pixels the pool is about to write, each thread every `threads`-th of them."""
-        photos = cast(Photos, self.dataset)
+        photos = cast(Split, self.dataset)
+        items = photos.expand(items)
         batch = photos.blank(items)
         if self.pin_memory:
             batch = each_tensor(batch, torch.Tensor.pin_memory)
@@ -76,7 +99,7 @@ class Loader(DataLoader[Batch]):
     def _wait(self, batch: Batch, parts: list[Future[None]]) -> Batch | None:
         for part in parts:
             part.result()
-        return cast(Photos, self.dataset).finish(batch)
+        return cast(Split, self.dataset).finish(batch)
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and number of batches handed out in it."""
@@ -85,3 +108,64 @@ class Loader(DataLoader[Batch]):
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on after the batches that `state` says were handed out."""
         self._resume = {"epoch": int(state["epoch"]), "done": int(state["done"])}
+
+
+class Loaders(LightningDataModule):
+    """The loaders of a DataModule, the same for every kind of split and for any number of processes.
+
+    A subclass has `root`, `splits` (name to split, after `setup`), `batch_size` (of all processes together), `seed`,
+    `threads`, and `weights` where an epoch is balanced.
+    """
+
+    root: Path
+    splits: Mapping[str, Any]
+    batch_size: int
+    seed: int
+    threads: int
+    weights: Weights | None
+
+    def loader(self, split: str, sampler: TrainSampler | EvalSampler, batch_size: int) -> Any:
+        """Batches of a split in the order of a sampler; a training epoch leaves out a last batch that is not full."""
+        train = isinstance(sampler, TrainSampler)
+        return Loader(self.split(split), sampler, batch_size, drop_last=train, threads=self.threads)
+
+    def split(self, name: str) -> Any:
+        """A split by name, read if it was not.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        self.setup("fit")
+        if name not in self.splits:
+            raise ValueError(f"{self.root} has no {name} split; it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def exactly(self, split: str, index: NDArray[np.int64]) -> Loader:
+        """These pictures of a split, in this order, as evaluation sees them."""
+        return Loader(self.split(split).pictures(), index.tolist(), min(64, len(index)), False, self.threads)
+
+    def train_dataloader(self) -> Any:
+        """This rank's share of the shuffled epoch, changed at random where the transform is."""
+        rank, world = self._place()
+        n = len(self.split("train"))
+        sampler = TrainSampler(n, self.batch_size, self.seed, rank, world, self.weights)
+        return self.loader("train", sampler, self.batch_size // world)
+
+    def val_dataloader(self) -> Any:
+        """This rank's share of the validation photos, each exactly once over all ranks."""
+        return self._held_out("val")
+
+    def test_dataloader(self) -> Any:
+        """This rank's share of the test photos, each exactly once over all ranks."""
+        return self._held_out("test")
+
+    def predict_dataloader(self) -> Any:
+        """This rank's share of the test photos that came without labels."""
+        return self._held_out("predict")
+
+    def _held_out(self, name: str) -> Any:
+        return self.loader(name, EvalSampler(len(self.split(name)), *self._place()), self.batch_size)
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and world size."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

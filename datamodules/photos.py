@@ -1,6 +1,6 @@
 """Splits of photos: where each sample comes from, what it is labelled, and how a batch of them is filled by threads."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ class Photos(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def is_random(self) -> bool:
+        """Whether no two epochs of training see the same pixels."""
+        return self.transform.is_random
+
     def keep(self, places: Iterable[int]) -> "Photos":
         """The samples at these places, in this order, as a split of their own."""
         at = np.asarray(list(places), dtype=np.int64)
@@ -84,6 +89,20 @@ class Photos(Dataset[Batch]):
             self.transform.exact(decode(data, header), region, out)
         else:
             self.transform.random(decode(data, header, self.transform.needed(region, size)), region, rng, out)
+
+    def expand(self, items: Sequence[Item]) -> Sequence[Item]:
+        """What is loaded for these samples of an epoch: themselves; a split of pairs adds their partners."""
+        return items
+
+    def pictures(self) -> "Photos":
+        """The split of all single pictures, for whoever wants each once: itself."""
+        return self
+
+    def files(self) -> Iterator[str]:
+        """What the pixels of each picture come from: path, size, time and box. Kept features are found again by it."""
+        for at, path in enumerate(self.paths):
+            found = path.stat()
+            yield f"{path.resolve()} {found.st_size} {found.st_mtime_ns} {self.box(at)}"
 
     def targets(self, index: NDArray[np.int64]) -> Batch:
         """Everything of a batch of these samples but the pixels."""

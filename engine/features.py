@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,18 +26,38 @@ GROUP = 16  # minibatches of a cached training step; PERFORMANCE: the Trainer's 
 
 def obstacle(stage: dict[str, Any], module: Any, data: Any) -> str | None:
     """Why a stage's features cannot be computed once; None if they can. `stage` carries the run's `features_gb`."""
-    frozen = [node for node in stage["callbacks"].values() if node["_target_"].endswith(".Freeze")]
-    if not any("encoder" in node["modules"] for node in frozen):
-        return "the encoder is not frozen as a whole (callbacks.freeze.modules does not name it)"
-    if not isinstance(getattr(getattr(module, "encoder", None), "features", None), int):
+    encoder = getattr(module, "encoder", None)
+    if not _frozen(stage):
+        return "nothing of the encoder is frozen (callbacks.freeze.modules)"
+    if not isinstance(getattr(encoder, "features", None), int):
         return f"{type(module).__name__} has no single encoder here"
-    if data.transform.is_random:
+    if not feature_shape(stage, encoder, data):
+        return "the encoder is frozen, but not from its first layer on, or it is no chain of modules"
+    if data.splits["train"].is_random:
         return (
             "the training transform is random (augment), so that each epoch sees other pixels; augment: null cures it"
         )
-    if (need := gigabytes(module, data)) > stage["features_gb"]:
+    if (need := gigabytes(stage, module, data)) > stage["features_gb"]:
         return f"they would take {need:.1f} GB, more than features_gb={stage['features_gb']:g}"
     return None
+
+
+def _frozen(stage: dict[str, Any]) -> list[str]:
+    """The parts of the encoder that a stage freezes, `encoder` itself or names below it."""
+    nodes = [node for node in stage["callbacks"].values() if node["_target_"].endswith(".Freeze")]
+    return [name for node in nodes for name in node["modules"] if name.split(".")[0] == "encoder"]
+
+
+def feature_shape(stage: dict[str, Any], encoder: Any, data: Any) -> tuple[int, ...]:
+    """What is kept of one picture: (D,), or of an encoder that is frozen in part the maps (C, H, W) where it ends.
+
+    () if nothing can be. The encoder is split on the way, so that techniques can go on from the maps.
+    """
+    names = _frozen(stage)
+    if "encoder" in names:
+        return (encoder.features,)
+    side = data.picture("train", 0).shape[-1]
+    return tuple(encoder.split_after([name.removeprefix("encoder.") for name in names], side))
 
 
 def wrap(stage: dict[str, Any], name: str, module: Any, data: Any) -> Any:
@@ -49,19 +70,20 @@ def wrap(stage: dict[str, Any], name: str, module: Any, data: Any) -> Any:
     if stage["features"] == "off" or why:
         if stage["features"] == "on":
             raise ValueError(f"stages.{name}.features=on: {why}")
-        if stage["features"] == "auto" and why and "not frozen" not in why:
+        if stage["features"] == "auto" and why and _frozen(stage):
             log.info("%s: features are computed anew in each epoch: %s", name, why)
         return data
     trainer = stage["trainer"]
+    shape = feature_shape(stage, module.encoder, data)
     neutral = trainer["limit_train_batches"] == 1.0 and trainer["max_steps"] == -1 and not trainer["fast_dev_run"]
     plain = trainer["accumulate_grad_batches"] == 1 and not trainer["gradient_clip_val"]
-    return get_class(WRAPPER)(data, GROUP if neutral and plain else 0)
+    return get_class(WRAPPER)(data, shape, GROUP if neutral and plain else 0)
 
 
-def gigabytes(module: Any, data: Any) -> float:
+def gigabytes(stage: dict[str, Any], module: Any, data: Any) -> float:
     """What all splits' features take in float32, at most."""
-    rows = sum(len(photos) for photos in data.splits.values())
-    return rows * module.encoder.features * 4 / 1e9
+    rows = sum(len(split.pictures()) for split in data.splits.values())
+    return rows * math.prod(feature_shape(stage, module.encoder, data)) * 4 / 1e9
 
 
 class CacheFeatures(pl.Callback):
@@ -91,12 +113,12 @@ class CacheFeatures(pl.Callback):
     def _store(self, encoder: Any) -> Any:
         dtype = "float32" if self.precision == "32-true" else "float16"
         key = {
-            "weights": fingerprint(encoder), "encoder": self.config, "precision": self.precision, "dtype": dtype,
+            "weights": fingerprint(encoder), "links": encoder.depth, "encoder": self.config,
+            "precision": self.precision, "dtype": dtype,
             "transform": repr(self.data.transform), "versions": {name: metadata.version(name) for name in VERSIONS},
             "files": hashlib.sha256(json.dumps(self.data.files()).encode()).hexdigest(),
         }  # fmt: skip
-        lengths = {name: len(photos) for name, photos in self.data.splits.items()}
-        return get_class(STORE)(self.home, key, lengths, encoder.features, dtype)
+        return get_class(STORE)(self.home, key, self.data.lengths(), math.prod(self.data.shape), dtype)
 
     @contextmanager
     def _locked(self, trainer: pl.Trainer, store: Any) -> Iterator[None]:
@@ -117,11 +139,12 @@ class CacheFeatures(pl.Callback):
         rank, world = trainer.global_rank, trainer.world_size
         todo = [(split, index) for split in store.lengths for index in store.missing(split, rank, world)]
         device = trainer.strategy.root_device
-        encoder.to(device).eval()
+        encoder.to(device)
+        extract = encoder.below if encoder.depth else encoder
         progress = _Estimate(len(todo), store.size, trainer.is_global_zero)
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        with encoder.evaluating(), torch.no_grad(), trainer.precision_plugin.forward_context():
             for split, index in todo:
-                features = [encoder(image.to(device)).float().cpu() for image in self._images(split, index)]
+                features = [extract(image.to(device)).flatten(1).float().cpu() for image in self._images(split, index)]
                 store.write(split, index, torch.cat(features).numpy())
                 progress.advance()
         trainer.strategy.barrier("features written")
@@ -133,7 +156,7 @@ class CacheFeatures(pl.Callback):
         """The photos of some rows as evaluation sees them, decoded in threads."""
         for batch in self.data.exactly(split, index):
             yield batch["image"]
-        for path, why in self.data.splits[split].broken.items():
+        for path, why in self.data.splits[split].pictures().broken.items():
             raise ValueError(f"{path}: {why}; take it out, or set features=off to have it skipped")
 
 
@@ -156,10 +179,11 @@ class _Estimate:
             self.shown = now
 
 
-def fingerprint(module: torch.nn.Module) -> str:
-    """A digest of a module's weights and buffers."""
+def fingerprint(encoder: Any) -> str:
+    """A digest of the weights and buffers that features depend on: the encoder's, or those of its frozen links."""
     digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
+    tensors = encoder.state_dict_below() if encoder.depth else encoder.state_dict()
+    for name, value in tensors.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -62,7 +62,7 @@ def _features(stage: dict[str, Any], module: Any, data: Any) -> tuple[str, str]:
         return "computed anew in each epoch (features=off)", ""
     if why := obstacle(stage, module, data):
         return f"computed anew in each epoch: {why}", "problem" if stage["features"] == "on" else ""
-    return f"computed once and kept, {gigabytes(module, data):.2f} GB in float32", ""
+    return f"computed once and kept, {gigabytes(stage, module, data):.2f} GB in float32", ""
 
 
 def _machine(plan: Plan) -> list[Row]:

@@ -57,8 +57,19 @@ class Technique(LightningModule, ABC):
         """For each image, for each task, the `top_k` likeliest (class, probability) pairs, best first."""
 
     def encode(self, batch: Batch) -> Tensor:
-        """The trunk's features (B, D): those that the batch brings, if they were computed before, or of its images."""
-        return batch["features"].float() if "features" in batch else self.encoder(batch["image"])
+        """The trunk's features (B, D) of a batch's images.
+
+        A batch may bring features that were computed before instead: the trunk's own, or, of a trunk that is frozen in
+        part, the maps (B, C, H, W) that its frozen beginning ends with.
+        """
+        if "features" not in batch:
+            return self.encoder(batch["image"])
+        features = batch["features"].float()
+        return features if features.ndim == 2 else self.encoder.above(features)  # type: ignore[operator]
+
+    def embed(self, batch: Batch) -> Tensor:
+        """What similarity search compares (B, D), by cosine: the trunk's features, unless a technique has better."""
+        return self.encode(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         return self.train_group(batch["group"]) if "group" in batch else self.step(batch, "train")

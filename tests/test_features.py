@@ -14,6 +14,7 @@ from datamodules.features import CHUNK, FeatureData, FeatureLoader, FeatureStore
 from datamodules.samplers import TrainSampler
 from engine.features import fingerprint
 from engine.record import read_rows
+from lightning_modules.nn.backbones import Encoder
 from tests.conftest import TINY, only_run
 
 FROZEN = ["experiment=fashion_frozen", *TINY[1:], "stages.fit.data.augment=null", "trainer.limit_train_batches=1.0"]
@@ -39,6 +40,28 @@ def test_cached_equals_uncached_and_is_found_again(cli: Cli, tmp_path: Path) -> 
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-5)
 
 
+def test_a_trunk_frozen_in_part_is_run_once_up_to_there(cli: Cli, tmp_path: Path) -> None:
+    frozen = "stages.fit.callbacks.freeze.modules=[encoder.model.conv1,encoder.model.bn1,encoder.model.layer1]"
+    # Adam would turn rounding errors of near-zero gradients into whole steps.
+    parts = [
+        frozen,
+        "trainer.precision=32-true",
+        "stages.fit.module.optimiser.name=sgd",
+        "stages.fit.module.optimiser.lr=0.01",
+    ]
+    runs = {}
+    for setting in ("on", "off"):
+        code, printed = cli(*FROZEN, *parts, f"stages.fit.features={setting}", f"out_dir={tmp_path / setting}")
+        assert code == 0, printed
+        runs[setting] = only_run(tmp_path / setting, "fashion_frozen")
+    for key in ("val/loss", "test/loss"):
+        assert curve(runs["on"], key) == pytest.approx(curve(runs["off"], key), rel=1e-4)
+    weights = [torch.load(run / "fit.ckpt", weights_only=True)["state_dict"] for run in runs.values()]
+    moved = [key for key in weights[0] if key.startswith("encoder.model.layer2") and key.endswith("weight")]
+    for key in moved:
+        torch.testing.assert_close(weights[0][key], weights[1][key], rtol=1e-3, atol=1e-4)
+
+
 def test_two_processes_share_the_extraction(cli: Cli, tmp_path: Path, data_dir: Path) -> None:
     weights = []
     for devices in (2, 1):
@@ -56,7 +79,7 @@ def test_two_processes_share_the_extraction(cli: Cli, tmp_path: Path, data_dir: 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("stages.fit.callbacks.freeze.modules=[encoder.model.layer1]", "not frozen as a whole"),
+        ("stages.fit.callbacks.freeze.modules=[encoder.model.layer1]", "not from its first layer on"),
         ("stages.fit.data.augment={rotate: 10}", "the training transform is random"),
         ("features_gb=1e-9", "more than features_gb"),
     ],
@@ -171,7 +194,7 @@ def make_data(root: Path) -> FASCODE:
 def test_the_wrapper_is_the_data_but_for_its_batches(data_dir: Path) -> None:
     FASCODE.draw_sample(data_dir / "samples/fascode")
     data = make_data(data_dir / "samples/fascode")
-    wrapped = FeatureData(data, 0)
+    wrapped = FeatureData(data, (8,), 0)
     assert wrapped.facts == data.facts
     assert wrapped.name("test", 3) == data.name("test", 3)
     assert len(wrapped.files()["train"]) == len(data.splits["train"])
@@ -179,8 +202,19 @@ def test_the_wrapper_is_the_data_but_for_its_batches(data_dir: Path) -> None:
 
 def test_the_fingerprint_sees_weights_and_buffers() -> None:
     torch.manual_seed(0)
-    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    before = fingerprint(module)
-    assert fingerprint(module) == before
-    module[1].running_mean += 1
-    assert fingerprint(module) != before
+    encoder = Encoder("resnet10t", "none")
+    before = fingerprint(encoder)
+    assert fingerprint(encoder) == before
+    encoder.model.layer4[0].bn1.running_mean += 1
+    assert fingerprint(encoder) != before
+
+
+def test_a_split_trunks_fingerprint_is_that_of_its_frozen_links() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder("resnet10t", "none")
+    encoder.split_after(["model.conv1", "model.bn1", "model.layer1"], 32)
+    before = fingerprint(encoder)
+    encoder.model.layer4[0].bn1.running_mean += 1
+    assert fingerprint(encoder) == before
+    encoder.model.layer1[0].bn1.running_mean += 1
+    assert fingerprint(encoder) != before

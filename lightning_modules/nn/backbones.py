@@ -2,7 +2,8 @@
 
 import copy
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import timm
@@ -11,7 +12,7 @@ from jaxtyping import Float, UInt8
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from lightning_modules.nn import alexnet
+from lightning_modules.nn import alexnet, chain
 from lightning_modules.nn import weights as pretrained
 
 
@@ -33,6 +34,7 @@ class Encoder(nn.Module):
 
     Attributes:
         features: the length of a feature vector.
+        depth: how many links of the network `below` runs, and `above` leaves out; 0 until `split_after` was called.
 
     Raises:
         ValueError: an unknown name, stem or option, or weights of another network.
@@ -54,6 +56,7 @@ class Encoder(nn.Module):
         self.random = weights in (None, "none")
         self.model = build(name, weights or "none", stem, options or {}).to(memory_format=torch.channels_last)
         self.features = width(self.model)
+        self.depth = 0
         own: Mapping[str, Any] = {} if self.random else self.model.pretrained_cfg
         self.mean: Tensor
         self.std: Tensor
@@ -67,6 +70,42 @@ class Encoder(nn.Module):
             image: pixels, RGB: uint8 in 0..255, or floating point in 0..1 (gradients flow through it).
         """
         return self.model(self.normalise(image))
+
+    def split_after(self, frozen: Iterable[str], side: int) -> tuple[int, ...]:
+        """Splits the network behind its longest frozen beginning, whose output then needs computing only once.
+
+        Args:
+            frozen: names of frozen parts, such as `model.layer1` or `model.layer4.0`.
+            side: of the images, in pixels.
+
+        Returns:
+            The shape (C, H, W) of one image's maps there; () if nothing at its beginning is frozen, or if the network
+            is not a chain of modules, and `depth` is 0 then.
+        """
+        row = chain.links(self.model)
+        depth = chain.frozen_links(row, [name.removeprefix("model.") for name in frozen])
+        # Links without parameters are frozen by nature: a beginning of them alone is not worth keeping.
+        holds = any(True for _, module in row[:depth] for _ in module.parameters())
+        shape = chain.maps_after(self.model, depth, side) if holds else None
+        self.depth = depth if shape else 0
+        return shape or ()
+
+    def below(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c ..."]:
+        """What the network's first `depth` links make of images."""
+        return chain.run(chain.links(self.model)[: self.depth], self.normalise(image))
+
+    def above(self, maps: Float[Tensor, "b c ..."]) -> Float[Tensor, "b d"]:
+        """What the other links make of that; after `below` it is what `forward` gives."""
+        return chain.run(chain.links(self.model)[self.depth :], maps)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode for a while; what trains goes on training afterwards."""
+        return chain.evaluating(self)
+
+    def state_dict_below(self) -> dict[str, Tensor]:
+        """The tensors that `below` depends on."""
+        names = tuple(f"model.{name}." for name, _ in chain.links(self.model)[: self.depth])
+        return {key: value for key, value in self.state_dict().items() if key.startswith((*names, "mean", "std"))}
 
     def normalise(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """(image − mean) / std, channels last.
