@@ -1,5 +1,6 @@
 """From Hydra's config to a run's plan: a plain, resolved dict with everything that its stages need."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from engine.schema import Run, Stage
 from engine.suggest import nearest
@@ -52,8 +53,13 @@ def _apply_sample(cfg: DictConfig, typed: set[str]) -> None:
 def _resolved(cfg: DictConfig) -> Plan:
     try:
         plan = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise ValueError(f"{key} has no value and needs one: give it on the command line, {key}=...") from error
     except OmegaConfBaseException as error:
-        raise ValueError(f"the config cannot be resolved: {str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0]
+        spoken = re.sub("^ValueError raised while resolving interpolation: ", "", said)  # of a resolver of ours
+        raise ValueError(spoken if spoken != said else f"the config cannot be resolved: {said}") from error
     assert isinstance(plan, dict)
     return {str(key): value for key, value in plan.items()}
 

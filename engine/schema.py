@@ -8,6 +8,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING, OmegaConf
 
+from engine import earlier
+
 
 class Mode(Enum):
     """Which direction of a metric is better."""
@@ -84,6 +86,7 @@ class Run:
     features_gb: float = MISSING
     only: list[str] | None = None
     start_from: str | None = None
+    encoder_from: str | None = None
     resume: str | None = None
     force: bool = False
     check: bool = False
@@ -92,4 +95,5 @@ class Run:
 def register() -> None:
     """Make known to Hydra: `schema`, the first of `conf/run.yaml`'s defaults, and `${token:}`, four random digits."""
     ConfigStore.instance().store(name="schema", node=Run)
+    earlier.register()
     OmegaConf.register_new_resolver("token", lambda: secrets.token_hex(2), use_cache=True, replace=True)

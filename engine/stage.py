@@ -264,6 +264,21 @@ def find_checkpoint(run: Path, stage: str | None = None) -> Path:
     return run / f"{chosen[-1]}.ckpt"
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a finished stage left: `state_dict`, `stage` (module and data config), `facts`, `experiment`.
+
+    Raises:
+        ValueError: The file is not a stage's checkpoint.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling what is no checkpoint can raise anything
+        raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    if "stage" not in content:
+        raise ValueError(f"{path} is not a finished stage's checkpoint (it has no 'stage'): name <run>/<stage>.ckpt")
+    return content
+
+
 def load_stage(checkpoint: Path) -> tuple[pl.LightningModule, Any, dict[str, Any]]:
     """A finished stage's module (in eval mode, with its weights), its DataModule (not set up), and its config.
 
@@ -272,11 +287,7 @@ def load_stage(checkpoint: Path) -> tuple[pl.LightningModule, Any, dict[str, Any
     Raises:
         ValueError: The file is not a stage's checkpoint.
     """
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if "stage" not in content:
-        raise ValueError(
-            f"{checkpoint} is not a finished stage's checkpoint (it has no 'stage'): name <run>/<stage>.ckpt"
-        )
+    content = read_checkpoint(checkpoint)
     module = instantiate(_without_weights(content["stage"]["module"]), _convert_="all")
     module.load_state_dict(content["state_dict"])
     data = instantiate(content["stage"]["data"], _convert_="all")

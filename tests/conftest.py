@@ -1,6 +1,7 @@
 """What the tests share: the command line in a process of its own, and one small sample set."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,6 +57,19 @@ def cli(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int,
         return process.returncode, printed
 
     return finished
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished fashion run in a folder that was moved after it, without its data; `photos/` lies beside it."""
+    home = tmp_path_factory.mktemp("moved")
+    command = [sys.executable, str(ROOT / "run.py"), *TINY, f"out_dir={home / 'out'}", f"data_dir={home / 'data'}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shutil.move(only_run(home / "out"), home / "elsewhere")
+    shutil.copytree(home / "data/samples/fascode/Test", home / "photos")
+    shutil.rmtree(home / "data")
+    return home / "elsewhere"
 
 
 def only_run(out_dir: Path, experiment: str = "fashion_mtl") -> Path:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,29 +9,10 @@ import pytest
 from PIL import Image
 
 from engine.commands.predict import find_photos, read_boxes
-from tests.conftest import TINY, only_run
+from tests.conftest import TINY
 from use import command_line
 
 Cli = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished fashion run, in a folder that was moved after it."""
-    import subprocess
-    import sys
-
-    from tests.conftest import ROOT
-
-    home = tmp_path_factory.mktemp("moved")
-    command = [sys.executable, str(ROOT / "run.py"), *TINY, f"out_dir={home / 'out'}", f"data_dir={home / 'data'}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    moved = home / "elsewhere"
-    shutil.move(only_run(home / "out"), moved)
-    shutil.copytree(home / "data/samples/fascode/Test", home / "photos")
-    shutil.rmtree(home / "data")
-    return moved
 
 
 def photos_of(run: Path) -> list[Path]:
