@@ -20,7 +20,6 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from PIL import Image
+from rounds import in_turn, show, timed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
@@ -91,28 +91,6 @@ def optimiser(name: str = "sgd") -> Optimiser:
     return Optimiser(name, 0.005, 0.0, 1.0, "constant", 0, 0.95, 1, 0.9)
 
 
-def timed(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def compare(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant in each round, the order reversed every other time; the first round warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        for name in list(variants)[:: 1 if number % 2 else -1]:
-            seconds = variants[name]()
-            if number:
-                taken[name].append(seconds)
-    return taken
-
-
-def ratio(over: list[float], under: list[float]) -> str:
-    found = sorted(a / b for a, b in zip(over, under, strict=True))
-    return f"{statistics.median(found):.2f} [{found[0]:.2f} … {found[-1]:.2f}]"
-
-
 def spu(batch: int, rounds: int) -> None:
     """One batch of an epoch: the usual way, the same head with the trunk in front, and on kept features."""
     jpegs, rows = photos(min(batch, 64)), Rows(batch)
@@ -155,12 +133,11 @@ def spu(batch: int, rounds: int) -> None:
     def cached() -> None:
         head(torch.from_numpy(kept[index]))
 
-    ways = {"usual": usual, "same": same_head, "kept": cached}
-    taken = compare({name: partial(timed, work) for name, work in ways.items()}, rounds)
-    seconds = {name: statistics.median(each) for name, each in taken.items()}
-    print(f"SPU, {batch} photos: usual {seconds['usual']:.2f} s, kept {seconds['kept']:.3f} s")
-    print(f"  usual / kept      {ratio(taken['usual'], taken['kept'])}   goal >= 20")
-    print(f"  same head / kept  {ratio(taken['same'], taken['kept'])}   goal >= 7")
+    ways = {"usual": usual, "same head": same_head, "kept": cached}
+    taken = in_turn({name: partial(timed, work) for name, work in ways.items()}, rounds)
+    print(f"SPU, {batch} photos")
+    show(taken, "usual", "kept", ">= 20")
+    show(taken, "same head", "kept", ">= 7")
 
 
 class Clock(pl.Callback):
@@ -209,10 +186,10 @@ def trainer_cost(n: int, rounds: int, folder: Path) -> None:
         trainer.fit(net, loader(group))
         return clock.seconds
 
-    taken = compare({"loop": loop, "grouped": lambda: ours(16), "one by one": lambda: ours(0)}, rounds)
-    print(f"epoch of {n // 256} steps on kept features, loop {statistics.median(taken['loop']) * 1e3:.0f} ms")
-    print(f"  grouped / loop     {ratio(taken['grouped'], taken['loop'])}   goal <= 1.15")
-    print(f"  one by one / loop  {ratio(taken['one by one'], taken['loop'])}")
+    taken = in_turn({"loop": loop, "grouped": lambda: ours(16), "one by one": lambda: ours(0)}, rounds)
+    print(f"epoch of {n // 256} steps on kept features")
+    show(taken, "grouped", "loop", "<= 1.15")
+    show(taken, "one by one", "loop")
 
 
 def paper_size(folder: Path, steps: int = 40) -> None:

@@ -10,15 +10,15 @@ ratios and their range. Memory is the growth of the peak resident set, measured 
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from memory import growth, keep_memory
+from rounds import in_turn, show, timed
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -50,23 +50,6 @@ def peer(logits: Tensor, labels: Tensor) -> Job:
     return run
 
 
-def seconds(job: Job) -> float:
-    start = time.process_time()
-    job()
-    return time.process_time() - start
-
-
-def ratios(first: Job, second: Job, rounds: int) -> list[tuple[float, float]]:
-    """Seconds of both in each round, the order turned each time; the first round only warms up."""
-    taken = []
-    for number in range(rounds + 1):
-        order = (first, second) if number % 2 else (second, first)
-        found = {job: seconds(job) for job in order}
-        if number:
-            taken.append((found[first], found[second]))
-    return taken
-
-
 def compare(photos: int, words: int, rounds: int, stock: bool) -> None:
     """Print the ratios; both sides must agree."""
     logits, labels = torch.randn(photos, words), torch.randint(0, words, (photos,))
@@ -76,11 +59,12 @@ def compare(photos: int, words: int, rounds: int, stock: bool) -> None:
     if stock and Path("/proc/self/clear_refs").exists():
         mine, theirs = (max(growth(job), 4096) for job in (us, them))
         print(f"  memory: {theirs / 1e6:.1f} MB / {mine / 1e6:.2f} MB = {theirs / mine:.0f} x   goal >= 100")
-    taken = ratios(us, them, rounds)
-    found = sorted(theirs / mine for mine, theirs in taken)
-    mine, theirs = (statistics.median(column) * 1e3 for column in zip(*taken, strict=True))
-    print(f"  time: {theirs:.0f} ms / {mine:.1f} ms = {statistics.median(found):.1f} x  "
-          f"[{found[0]:.1f} … {found[-1]:.1f}]   goal >= 30")  # fmt: skip
+    show(
+        in_turn({"torchmetrics": partial(timed, them), "ours": partial(timed, us)}, rounds),
+        "torchmetrics",
+        "ours",
+        ">= 30",
+    )
 
 
 def main() -> None:

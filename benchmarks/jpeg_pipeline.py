@@ -17,11 +17,13 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from rounds import in_turn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -101,24 +103,14 @@ def ours(loader: Loader) -> Iterable[Tensor]:
     return (normalise(batch["image"]) for batch in loader)
 
 
-def seconds(batches: Iterable[Tensor], clock: Callable[[], float]) -> float:
+def seconds(side: Callable[[], Iterable[Tensor]], clock: Callable[[], float]) -> float:
+    """Seconds a photo."""
     start, count = clock(), 0
-    for batch in batches:
+    for batch in side():
         assert batch.shape == (BATCH, 3, SIDE, SIDE)
         assert batch.dtype == torch.float32
         count += len(batch)
     return (clock() - start) / count
-
-
-def compare(sides: Sides, rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds a photo of each side in each round, the sides in turn, every second round backwards."""
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(-1, rounds):  # round -1 warms up
-        for name in list(sides)[:: -1 if number % 2 else 1]:
-            spent = seconds(sides[name](), clock)
-            if number >= 0:
-                taken[name].append(spent)
-    return taken
 
 
 def free_cores() -> float:
@@ -146,11 +138,12 @@ def measure(kind: str, paths: list[Path], rounds: int) -> None:
     torch.set_num_threads(1)
     few = paths[: 2 * BATCH]
     one = {"peer": lambda: peer_loader(few, kind, 0), "ours": lambda: ours(our_loader(few, kind, 1))}
-    core = compare(one, rounds, time.process_time)
+    core = in_turn({name: partial(seconds, side, time.process_time) for name, side in one.items()}, rounds)
     report(kind, "one core", core["peer"], core["ours"])
     peers, own = {workers: peer_loader(paths, kind, workers) for workers in (0, 2)}, our_loader(paths, kind, 2)
     before = free_cores()
-    wall = compare({"0": lambda: peers[0], "2": lambda: peers[2], "ours": lambda: ours(own)}, rounds, time.perf_counter)
+    sides: Sides = {"0": lambda: peers[0], "2": lambda: peers[2], "ours": lambda: ours(own)}
+    wall = in_turn({name: partial(seconds, side, time.perf_counter) for name, side in sides.items()}, rounds)
     for workers in (0, 2):
         report(kind, f"2 threads : {workers} workers", wall[str(workers)], wall["ours"])
     print(f"{'':8} free cores before and after: {before:.1f}, {free_cores():.1f}")

@@ -8,13 +8,12 @@ One thread, processor time, the variants in turn in one process, the median of t
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from itertools import cycle
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from rounds import in_turn, show, timed
 
 from callbacks.freeze import freeze
 from lightning_modules.fashion_mtl import FashionMTL
@@ -60,21 +59,6 @@ def jobs(name: str, shared: bool, batch: dict[str, Any]) -> dict[str, Job]:
     }
 
 
-def seconds(job: Job, repeats: int) -> float:
-    start = time.process_time()
-    for _ in range(repeats):
-        job()
-    return time.process_time() - start
-
-
-def ratios(one: Job, three: Job, rounds: int, repeats: int) -> Iterator[float]:
-    """Ratios three / one, round by round, the order turned each time; the first round only warms up."""
-    for number, backwards in zip(range(rounds + 1), cycle((False, True)), strict=False):
-        taken = {job: seconds(job, repeats) for job in ((three, one) if backwards else (one, three))}
-        if number:
-            yield taken[three] / taken[one]
-
-
 def compare(name: str, count: int, size: int, rounds: int, repeats: int) -> None:
     """Print the ratios of one backbone."""
     batch = draw(count, size)
@@ -83,8 +67,9 @@ def compare(name: str, count: int, size: int, rounds: int, repeats: int) -> None
     print(f"  {'parameters':28} {sizes[1] / sizes[0]:.2f} x   {sizes[0]:.2f} M against {sizes[1]:.2f} M")
     one, three = jobs(name, True, batch), jobs(name, False, batch)
     for what in one:
-        found = sorted(ratios(one[what], three[what], rounds, repeats))
-        print(f"  {what:28} {statistics.median(found):.2f} x   [{found[0]:.2f} … {found[-1]:.2f}]")
+        print(f"  {what}")
+        sides = {"three": partial(timed, three[what], repeats), "one": partial(timed, one[what], repeats)}
+        show(in_turn(sides, rounds), "three", "one")
 
 
 def main() -> None:

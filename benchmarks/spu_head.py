@@ -16,13 +16,12 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from memory import growth, keep_memory
+from rounds import Job, in_turn, show, timed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,7 +30,6 @@ from lightning_modules.optimisers import Optimiser
 from lightning_modules.spu_annotator import SPUAnnotator
 
 Batch = dict[str, Tensor]
-Job = Callable[[], float]  # runs once and says how many processor seconds that took
 PHOTOS, FEATURES, HIDDEN, WORDS = 500, 4096, 1000, 22_808
 
 
@@ -48,12 +46,6 @@ def dense_loss(logits: Tensor, tags: Tensor, offsets: Tensor) -> Tensor:
     photo = torch.repeat_interleave(torch.arange(len(counts)), counts)
     target = torch.zeros_like(logits).index_put_((photo, tags), (1 / counts.float())[photo], accumulate=True)
     return F.cross_entropy(logits, target)
-
-
-def timed(function: Callable[[], object]) -> float:
-    start = time.process_time()
-    function()
-    return time.process_time() - start
 
 
 def peer(batch: Batch, hidden: int, words: int, name: str) -> Job:
@@ -103,26 +95,6 @@ def loss_alone(batch: Batch, words: int, kind: str) -> Job:
     return run
 
 
-def in_turn(jobs: dict[str, Job], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each job in each round, the order turned each time; the first round only warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in jobs}
-    for number in range(rounds + 1):
-        for name in list(jobs)[:: 1 if number % 2 else -1]:
-            seconds = jobs[name]()
-            if number:
-                taken[name].append(seconds)
-    return taken
-
-
-def report(taken: dict[str, list[float]], above: str, below: list[str], goal: str) -> None:
-    """Ratios above / below, round by round."""
-    for name in below:
-        ratios = sorted(a / b for a, b in zip(taken[above], taken[name], strict=True))
-        spread = f"{statistics.median(ratios):5.2f} x  [{ratios[0]:.2f} … {ratios[-1]:.2f}]"
-        print(f"  {above:18} {statistics.median(taken[above]) * 1e3:7.1f} ms / {name:18} "
-              f"{statistics.median(taken[name]) * 1e3:7.1f} ms = {spread}  {goal}")  # fmt: skip
-
-
 def compare_steps(batch: Batch, hidden: int, words: int, rounds: int) -> None:
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     jobs = {f"dense {name}": peer(batch, hidden, words, name) for name in ("sgd", "adam")}
@@ -132,9 +104,9 @@ def compare_steps(batch: Batch, hidden: int, words: int, rounds: int) -> None:
     taken = in_turn(jobs, rounds)
     print("head step")
     for name in ("sgd", "adam"):
-        report(taken, f"dense {name}", [f"ours {name} fp32"], "(no goal)")
+        show(taken, f"dense {name}", f"ours {name} fp32")
         if fast:
-            report(taken, f"dense {name}", [f"ours {name} bf16"], "goal >= 3")
+            show(taken, f"dense {name}", f"ours {name} bf16", ">= 3")
     if not fast:
         print("  this CPU has no bfloat16 products: the goal does not apply")
         return
@@ -157,8 +129,8 @@ def compare_losses(batch: Batch, words: int, rounds: int, stock: bool) -> None:
     jobs = {kind: loss_alone(batch, words, kind) for kind in ("overwriting", "copying", "dense")}
     taken = in_turn(jobs, 3 * rounds)
     print("loss and its gradient")
-    report(taken, "overwriting", ["dense"], "goal <= 0.75")
-    report(taken, "copying", ["dense"], "goal <= 0.75")
+    show(taken, "overwriting", "dense", "<= 0.75")
+    show(taken, "copying", "dense", "<= 0.75")
     if stock and Path("/proc/self/clear_refs").exists():
         size = 4 * len(batch["index"]) * words
         shares = [f"{kind} {(growth(job) - size) / size:.2f} x" for kind, job in jobs.items()]

@@ -10,22 +10,19 @@ One thread, processor time, the variants in turn in one process, the median of t
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rounds import in_turn, show, timed
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from datamodules.tags import TaggedPhotos, Tags
 from datamodules.transforms import Transform
 
-GOAL = 25
 PHOTOS, WORDS, BATCH = 20_000, 22_808, 500
 Job = Callable[[NDArray[np.int64]], object]
 
@@ -52,32 +49,6 @@ def dense(batch: dict[str, Tensor]) -> Tensor:
     return targets
 
 
-def seconds(job: Job, batches: list[NDArray[np.int64]]) -> float:
-    """Processor seconds a batch."""
-    start = time.process_time()
-    for index in batches:
-        job(index)
-    return (time.process_time() - start) / len(batches)
-
-
-def compare(jobs: dict[str, Job], repeats: dict[str, int], rounds: int, rng: np.random.Generator) -> None:
-    """Print each peer's ratio to the first job; the order is turned each round, the first round only warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in jobs}
-    for number, backwards in zip(range(rounds + 1), cycle((False, True)), strict=False):
-        for name in list(jobs)[:: -1 if backwards else 1]:
-            batches = [rng.integers(0, PHOTOS, BATCH) for _ in range(repeats[name])]
-            spent = seconds(jobs[name], batches)
-            if number:
-                taken[name].append(spent)
-    ours, *peers = jobs
-    print(f"{BATCH} photos, {WORDS:,} words ({rounds} rounds)")
-    print(f"  {ours:32} {statistics.median(taken[ours]) * 1e3:8.3f} ms")
-    for peer in peers:
-        ratios = sorted(a / b for a, b in zip(taken[peer], taken[ours], strict=True))
-        spread = f"{statistics.median(ratios):.0f} x   [{ratios[0]:.0f} … {ratios[-1]:.0f}]"
-        print(f"  {peer:32} {statistics.median(taken[peer]) * 1e3:8.3f} ms   {spread}   goal >= {GOAL} x")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round: shows that it runs, measures nothing")
@@ -94,8 +65,15 @@ def main() -> None:
         "dense rows + default_collate": lambda index: default_collate([row(tags[at]) for at in index]),
         "default_collate of ready rows": lambda index: default_collate(ready),
     }
-    repeats = {name: 1 if quick else 10 if number else 200 for number, name in enumerate(jobs)}
-    compare(jobs, repeats, 1 if quick else 7, rng)
+
+    def side(job: Job, repeats: int) -> Callable[[], float]:
+        return lambda: timed(lambda: job(rng.integers(0, PHOTOS, BATCH)), 1 if quick else repeats)
+
+    ours, *peers = jobs
+    taken = in_turn({name: side(job, 200 if name == ours else 10) for name, job in jobs.items()}, 1 if quick else 7)
+    print(f"{BATCH} photos, {WORDS:,} words")
+    for peer in peers:
+        show(taken, peer, ours, ">= 25")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from rounds import in_turn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
@@ -126,13 +127,7 @@ def compare(milliseconds: int, steps: int, rounds: int, folder: Path) -> None:
         "ours": lambda: ours(Net(width), data, folder),
         "usual Lightning": lambda: usual(Net(width, usual=True), data, folder),
     }
-    taken: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        names = list(variants) if number % 2 else list(variants)[::-1]
-        for name in names:
-            seconds = variants[name]()
-            if number:  # the first round warms up
-                taken[name].append(seconds)
+    taken = in_turn(variants, rounds)
     print(f"plain step {statistics.median(taken['plain']) / steps * 1e3:.2f} ms ({steps} steps, {rounds} rounds)")
     for name in ("ours", "usual Lightning"):
         added = sorted(a / b - 1 for a, b in zip(taken[name], taken["plain"], strict=True))

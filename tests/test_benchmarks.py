@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-BENCHMARKS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if path.name != "memory.py")
+BENCHMARKS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if path.name not in ("memory.py", "rounds.py"))
 
 
 @pytest.mark.slow
