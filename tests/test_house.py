@@ -98,6 +98,6 @@ def test_configs_are_short_and_say_what_they_are(path: Path) -> None:
 
 def test_no_path_of_a_machine_and_no_note_to_self() -> None:
     words = re.compile(r"/home/|/Users/|\bTO" + r"DO\b|\bFIX" + r"ME\b|\bXX" + r"X\b")
-    texts = [p for pattern in ("*.md", "*.toml", "Makefile", "*.txt") for p in ROOT.glob(pattern)]
+    texts = [p for pattern in ("*.md", "docs/*.md", "*.toml", "Makefile", "*.txt") for p in ROOT.glob(pattern)]
     for path in [*SOURCES, *texts, *(ROOT / "conf").rglob("*.yaml"), *(ROOT / "benchmarks").glob("*.py")]:
         assert not words.search(path.read_text(encoding="utf-8")), name_of(path)

@@ -12,8 +12,8 @@ from engine.suggest import composed
 from tests.conftest import ROOT
 from use import make_parser
 
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "conf/README.md")]
-PAGES += sorted((ROOT / "conf").rglob("*.yaml"))
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "conf/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*PROSE, *sorted((ROOT / "conf").rglob("*.yaml"))]
 
 
 def commands() -> list[tuple[str, str]]:
@@ -51,6 +51,12 @@ def test_the_program_accepts_it(page: str, command: str) -> None:
 
 def test_make_targets_that_are_named_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    for page in PAGES[:3]:
+    for page in PROSE:
         for name in re.findall(r"`?\bmake ([a-z-]+)`", page.read_text(encoding="utf-8")):
             assert name in targets, f"{page.name}: make {name}"
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
