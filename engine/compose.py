@@ -1,6 +1,5 @@
 """From Hydra's config to a run's plan: a plain, resolved dict with everything that its stages need."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from engine.schema import Run, Stage
-from engine.suggest import nearest
+from engine.suggest import nearest, said_by_resolver
 
 Plan = dict[str, Any]
 
@@ -57,9 +56,8 @@ def _resolved(cfg: DictConfig) -> Plan:
         key = error.full_key
         raise ValueError(f"{key} has no value and needs one: give it on the command line, {key}=...") from error
     except OmegaConfBaseException as error:
-        said = str(error).splitlines()[0]
-        spoken = re.sub("^ValueError raised while resolving interpolation: ", "", said)  # of a resolver of ours
-        raise ValueError(spoken if spoken != said else f"the config cannot be resolved: {said}") from error
+        plain = f"the config cannot be resolved: {str(error).splitlines()[0]}"
+        raise ValueError(said_by_resolver(error) or plain) from error
     assert isinstance(plan, dict)
     return {str(key): value for key, value in plan.items()}
 

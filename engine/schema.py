@@ -2,7 +2,9 @@
 
 import secrets
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -93,7 +95,24 @@ class Run:
 
 
 def register() -> None:
-    """Make known to Hydra: `schema`, the first of `conf/run.yaml`'s defaults, and `${token:}`, four random digits."""
+    """Make known to Hydra: `schema`, the first of `conf/run.yaml`'s defaults, and what its `${...:}` stand for."""
     ConfigStore.instance().store(name="schema", node=Run)
     earlier.register()
-    OmegaConf.register_new_resolver("token", lambda: secrets.token_hex(2), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, use_cache=True, replace=True)
+
+
+def sweep_folder(out_dir: str, resume: str | None) -> str:
+    """The folder of a multirun: a new one, or the one that `resume=latest`, or `resume=<its folder>`, means.
+
+    Raises:
+        ValueError: There is no such sweep.
+    """
+    home = Path(out_dir) / "sweeps"
+    if resume is None:
+        return str(home / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}")
+    known = sorted(str(path) for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
+    if resume == "latest" and known:
+        return known[-1]
+    if not Path(resume).is_dir():
+        raise ValueError(f"resume={resume}: there is no such sweep in {home}; run the command without resume first")
+    return resume

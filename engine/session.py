@@ -47,7 +47,7 @@ def start(cfg: DictConfig, hydra: HydraConf) -> float | None:
     experiment = hydra.runtime.choices.get("experiment") or "run"
     overrides = list(hydra.overrides.task)
     for key in ("resume", "start_from"):
-        if cfg[key]:
+        if cfg[key] and not (key == "resume" and hydra.mode == RunMode.MULTIRUN):
             find_folder(cfg[key], cfg.out_dir, experiment, key)
     draft = make_plan(cfg, overrides, experiment, Path("OUT"))
     settle(draft)
@@ -84,10 +84,10 @@ def _check_batch(name: str, stage: dict[str, Any]) -> None:
 
 
 def _folder(cfg: DictConfig, hydra: HydraConf, experiment: str) -> Path:
+    if hydra.mode == RunMode.MULTIRUN:  # `resume` named the sweep's folder, in which each job finds its own
+        return (Path(hydra.sweep.dir) / hydra.sweep.subdir).resolve()
     if cfg.resume:
         return find_folder(cfg.resume, cfg.out_dir, experiment).resolve()
-    if hydra.mode == RunMode.MULTIRUN:
-        return (Path(hydra.sweep.dir) / hydra.sweep.subdir).resolve()
     return new_folder(cfg.out_dir, experiment).resolve()
 
 

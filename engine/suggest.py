@@ -41,6 +41,12 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
     return text if spoken else f"{type(error).__name__}: {text}"
 
 
+def said_by_resolver(error: Exception) -> str:
+    """The sentence of a ValueError that one of our `${...:}` raised; OmegaConf wraps it. Empty for other errors."""
+    found = re.match("ValueError raised while resolving interpolation: (.+)", str(error))
+    return found[1] if found else ""
+
+
 def _missing_option(error: MissingConfigException) -> str:
     group, _, name = str(error.missing_cfg_file).rpartition("/")
     options = sorted(error.options or [])
@@ -49,6 +55,8 @@ def _missing_option(error: MissingConfigException) -> str:
 
 
 def _composition(error: Exception, overrides: Sequence[str]) -> str:
+    if said := said_by_resolver(error):
+        return said
     text = " ".join(str(part) for part in (error, error.__cause__) if part)
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"there is no key {found[1]!r}{nearest(found[1], _keys(found[1], overrides))}"

@@ -1,6 +1,7 @@
 """Several processes: the same numbers as one, and no way to fail in silence."""
 
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -112,3 +113,23 @@ def test_more_devices_or_an_odd_batch_are_refused(cli: Cli) -> None:
     code, printed = cli(*TINY, "trainer.accelerator=gpu", "trainer.devices=99")
     assert code == 1
     assert "this machine has" in printed
+
+
+def test_the_same_sweep_resumed_runs_only_what_is_missing_or_failed(cli: Cli, tmp_path: Path) -> None:
+    command = ["-m", *TINY, "seed=0,1,2"]
+    assert cli(*command)[0] == 0
+    (sweep,) = (tmp_path / "sweeps").iterdir()
+    before = (sweep / "0/fit.json").stat().st_mtime_ns
+    (sweep / "1/fit.json").unlink()
+    (sweep / "1/failure.json").write_text('{"stage": "fit", "error": "no memory", "where": ""}', encoding="utf-8")
+    shutil.rmtree(sweep / "2")
+    code, printed = cli(*command, "resume=latest")
+    assert code == 0, printed
+    assert list((tmp_path / "sweeps").iterdir()) == [sweep]
+    assert printed.count("finished before, skipped") == 1
+    assert (sweep / "0/fit.json").stat().st_mtime_ns == before
+    assert all((sweep / str(number) / "fit.json").is_file() for number in range(3))
+    assert not (sweep / "1/failure.json").exists()
+    code, printed = cli(*command, "resume=nowhere")
+    assert code == 1
+    assert "error: resume=nowhere: there is no such sweep" in printed
