@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from datamodules.array_splits import (
     ArraySplits,
@@ -19,11 +18,10 @@ from datamodules.array_splits import (
 from datamodules.array_transforms import BatchAugment
 from datamodules.arrays import Arrays
 from datamodules.base import POLICIES
-from datamodules.loader import Loader, Loaders
-from datamodules.photos import Batch, Unlabelled
-from datamodules.samplers import EvalSampler
-from datamodules.splits import class_counts, count, label_notes, one_class
-from datamodules.transforms import Box, Transform
+from datamodules.loader import Loaders
+from datamodules.photos import Batch
+from datamodules.splits import class_counts, count, label_notes, one_class, settle_leak
+from datamodules.transforms import Transform
 
 TASK = "class"
 
@@ -150,11 +148,7 @@ class ArrayDataModule(Loaders):
         found = leaks(splits)
         if not found:
             return splits
-        sentence = leak_sentence(splits, found)
-        if self.on_leak == "error":
-            raise ValueError(f"{sentence}: set on_leak=drop to leave them out there, or on_leak=warn to keep them")
-        done = "dropped there" if self.on_leak == "drop" else "KEPT (on_leak=warn), so held-out results are too good"
-        self.notes.append(f"leak: {sentence}; {done}")
+        self.notes.append(settle_leak(leak_sentence(splits, found), self.on_leak))
         if self.on_leak == "warn":
             return splits
         left = {name: np.delete(np.arange(len(split)), found.get(name, [])) for name, split in splits.items()}
@@ -175,11 +169,11 @@ class ArrayDataModule(Loaders):
             if not len(split):
                 raise ValueError(f"{name} is empty: no image of it is left in {self.root}")
             if (split.labels[TASK] >= 0).any():
-                self.notes += label_notes(name, cast(Any, split), self.facts["classes"])
+                self.notes += label_notes(name, split, self.facts["classes"])
             else:
                 self.notes.append(f"{name}: no image has a label")
         if (splits["train"].labels[TASK] >= 0).any():
-            one_class(cast(Any, splits["train"]), self.facts["classes"])
+            one_class(splits["train"], self.facts["classes"])
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Change training images at random, all at once, on the device; batches of evaluation carry no draws."""
@@ -187,23 +181,6 @@ class ArrayDataModule(Loaders):
             return batch
         rest = {key: value for key, value in batch.items() if key != "draws"}
         return rest | {"image": self.augment(batch["image"], batch["draws"])}
-
-    def answering(self, paths: Sequence[Path], boxes: Mapping[str, Box] | None = None) -> Loader:
-        """Batches of any photos, their middle squares at the set's size; needs no data set.
-
-        Args:
-            paths: photos; a broken one is left out and named in the loader's `dataset.broken`.
-            boxes: by path as given, or by file name; a photo without one is shown whole.
-        """
-        given = boxes or {}
-        found = [given.get(str(path), given.get(path.name, (np.nan,) * 4)) for path in paths]
-        frames = np.array(found, dtype=float).reshape(-1, 4)
-        photos = Unlabelled(paths, frames, {}, [str(path) for path in paths], self.transform)
-        return Loader(photos, EvalSampler(len(photos)), self.batch_size, False, self.threads)
-
-    def picture(self, split: str, index: int) -> torch.Tensor:
-        """One image (3, H, W) as evaluation sees it, uint8."""
-        return cast(torch.Tensor, self.split(split)[index]["image"])
 
     def name(self, split: str, index: int) -> str:  # type: ignore[override]  # Lightning leaves its `name` unused
         """File of an image and its place in the file, counted from 0, such as `test_batch/17`."""

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from datamodules import images
-from datamodules.loader import Loader, Loaders
-from datamodules.photos import Photos, Unlabelled, describe
-from datamodules.samplers import EvalSampler
+from datamodules.loader import Loaders
+from datamodules.photos import Photos, describe
 from datamodules.splits import (
     Splits,
     carve,
@@ -22,11 +20,12 @@ from datamodules.splits import (
     leak_sentence,
     leaks,
     one_class,
+    settle_leak,
     twin_notes,
     without,
 )
 from datamodules.tables import refuse
-from datamodules.transforms import Box, Transform
+from datamodules.transforms import Transform
 
 POLICIES = {"on_leak": ("error", "drop", "warn"), "on_bad_image": ("error", "skip")}
 BAD_IMAGE_CURE = "replace these files, take out their rows, or set on_bad_image=skip"
@@ -166,31 +165,10 @@ class ImageDataModule(Loaders):
         found = leaks(splits, keys)
         if not found:
             return splits
-        sentence = leak_sentence(splits, keys, found)
-        if self.on_leak == "error":
-            raise ValueError(f"{sentence}: set on_leak=drop to leave them out there, or on_leak=warn to keep them")
-        done = "dropped there" if self.on_leak == "drop" else "KEPT (on_leak=warn), so held-out results are too good"
-        self.notes.append(f"leak: {sentence}; {done}")
+        self.notes.append(settle_leak(leak_sentence(splits, keys, found), self.on_leak))
         if self.on_leak == "warn":
             return splits
         return {name: without(photos, found.get(name, [])) for name, photos in splits.items()}
-
-    def answering(self, paths: Sequence[Path], boxes: Mapping[str, Box] | None = None) -> Loader:
-        """Batches of any photos as evaluation sees them; needs no data set.
-
-        Args:
-            paths: photos; a broken one is left out and named in the loader's `dataset.broken`.
-            boxes: by path as given, or by file name; a photo without one is shown whole.
-        """
-        given = boxes or {}
-        found = [given.get(str(path), given.get(path.name, (np.nan,) * 4)) for path in paths]
-        frames = np.array(found, dtype=float).reshape(-1, 4)
-        photos = Unlabelled(paths, frames, {}, [str(path) for path in paths], self.transform)
-        return Loader(photos, EvalSampler(len(photos)), self.batch_size, False, self.threads)
-
-    def picture(self, split: str, index: int) -> torch.Tensor:
-        """One photo (3, H, W) as evaluation sees it, uint8."""
-        return cast(torch.Tensor, self.split(split)[index]["image"])
 
     def name(self, split: str, index: int) -> str:  # type: ignore[override]  # Lightning leaves its `name` unused
         """Path of a photo, relative to the root."""

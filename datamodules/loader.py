@@ -13,8 +13,9 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from datamodules.photos import Batch, Item, each_tensor
+from datamodules.photos import Batch, Item, Unlabelled, each_tensor
 from datamodules.samplers import EvalSampler, TrainSampler, Weights
+from datamodules.transforms import Box, Transform
 
 
 class Split(Protocol):
@@ -113,11 +114,12 @@ class Loader(DataLoader[Batch]):
 class Loaders(LightningDataModule):
     """The loaders of a DataModule, the same for every kind of split and for any number of processes.
 
-    A subclass has `root`, `splits` (name to split, after `setup`), `batch_size` (of all processes together), `seed`,
-    `threads`, and `weights` where an epoch is balanced.
+    A subclass has `root`, `splits` (name to split, after `setup`), `transform` (what evaluation sees), `batch_size` (of
+    all processes together), `seed`, `threads`, and `weights` where an epoch is balanced.
     """
 
     root: Path
+    transform: Transform
     splits: Mapping[str, Any]
     batch_size: int
     seed: int
@@ -143,6 +145,23 @@ class Loaders(LightningDataModule):
     def exactly(self, split: str, index: NDArray[np.int64]) -> Loader:
         """These pictures of a split, in this order, as evaluation sees them."""
         return Loader(self.split(split).pictures(), index.tolist(), min(64, len(index)), False, self.threads)
+
+    def answering(self, paths: Sequence[Path], boxes: Mapping[str, Box] | None = None) -> Loader:
+        """Batches of any photos as evaluation sees them; needs no data set.
+
+        Args:
+            paths: photos; a broken one is left out and named in the loader's `dataset.broken`.
+            boxes: by path as given, or by file name; a photo without one is shown whole.
+        """
+        given = boxes or {}
+        found = [given.get(str(path), given.get(path.name, (np.nan,) * 4)) for path in paths]
+        frames = np.array(found, dtype=float).reshape(-1, 4)
+        photos = Unlabelled(paths, frames, {}, [str(path) for path in paths], self.transform)
+        return Loader(photos, EvalSampler(len(photos)), self.batch_size, False, self.threads)
+
+    def picture(self, split: str, index: int) -> torch.Tensor:
+        """One picture (3, H, W) as evaluation sees it, uint8."""
+        return cast(torch.Tensor, self.split(split)[index]["image"])
 
     def train_dataloader(self) -> Any:
         """This rank's share of the shuffled epoch, changed at random where the transform is."""

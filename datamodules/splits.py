@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.loader import Split
 from datamodules.photos import Labels, Photos
 
 Keys = Mapping[Path, bytes]  # equal where the files are equal
@@ -39,7 +40,7 @@ def twin_notes(name: str, photos: Photos, keys: Keys) -> list[str]:
     return notes
 
 
-def label_notes(name: str, photos: Photos, classes: Mapping[str, Sequence[str]]) -> list[str]:
+def label_notes(name: str, photos: Split, classes: Mapping[str, Sequence[str]]) -> list[str]:
     """Sentences on missing labels and, in train, on classes without a photo."""
     notes = []
     for task, ids in photos.labels.items():
@@ -59,7 +60,7 @@ def class_counts(labels: Labels, names: Mapping[str, Sequence[str]]) -> dict[str
     return {task: dict(zip(names[task], counts, strict=True)) for task, counts in found.items()}
 
 
-def one_class(train: Photos, classes: Mapping[str, Sequence[str]]) -> None:
+def one_class(train: Split, classes: Mapping[str, Sequence[str]]) -> None:
     """Refuse a task that has nothing to tell apart.
 
     Raises:
@@ -102,6 +103,18 @@ def leak_sentence(splits: Splits, keys: Keys, found: Mapping[str, Sequence[int]]
         f"{count(len(places), 'photo')} of {name} also held out in another split, first {firsts[name]}"
         for name, places in found.items()
     )
+
+
+def settle_leak(sentence: str, on_leak: str) -> str:
+    """The note on a leak that is not refused.
+
+    Raises:
+        ValueError: it is, with `on_leak=error`.
+    """
+    if on_leak == "error":
+        raise ValueError(f"{sentence}: set on_leak=drop to leave them out there, or on_leak=warn to keep them")
+    done = "dropped there" if on_leak == "drop" else "KEPT (on_leak=warn), so held-out results are too good"
+    return f"leak: {sentence}; {done}"
 
 
 def without(photos: Photos, places: Sequence[int]) -> Photos:
