@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_modules.base import Answer, Batch, Technique, likeliest, mean_over_ranks
+from lightning_modules.nn.keyed import keys
 from lightning_modules.nn.losses import MISSING, mean_softmax_loss
 from lightning_modules.nn.metrics import ExactMean, HitAtK
 from lightning_modules.optimisers import Optimiser
@@ -182,18 +183,5 @@ def one_truth(guesses: Tensor, tags: Tensor, offsets: Tensor) -> Tensor:
 
 
 def draw(seed: int, epoch: int, index: Tensor, counts: Tensor) -> Tensor:
-    """A number in 0..counts − 1 for each image, a function of seed, epoch and the image's place in its split (B,).
-
-    No generator has a state to share or to store, so a resumed run and any number of processes draw alike.
-    """
-    mixed = scramble(index + scramble(torch.full_like(index, epoch) + scramble(torch.full_like(index, seed))))
-    return mixed * counts >> 32
-
-
-def scramble(numbers: Tensor) -> Tensor:
-    """A 32-bit integer hash, one to one (int64; products that overflow keep their low bits, which are all it takes)."""
-    low = 0xFFFFFFFF
-    numbers = numbers & low
-    for _ in range(2):
-        numbers = ((numbers >> 16) ^ numbers) * 0x45D9F3B & low
-    return (numbers >> 16) ^ numbers
+    """A number in 0..counts − 1 for each image, a function of seed, epoch and the image's place in its split (B,)."""
+    return keys(seed, epoch, index) * counts >> 32
