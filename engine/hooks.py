@@ -45,8 +45,8 @@ class StepLog(Callback):
 
     @property
     def data_wait(self) -> float:
-        """Share of the training time spent waiting for the next batch."""
-        return self._wait / max(self._total, 1e-9)
+        """Share of the training time spent waiting for the next batch; 0 before the first step is over."""
+        return self._wait / self._total if self._total else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_row": self.last_row}

@@ -60,6 +60,12 @@ class Stage:
         """Pictures with answers, right and wrong ones."""
         return read_json(self.folder / "examples.json", [], self.unreadable)
 
+    @cached_property
+    def pictures(self) -> list[Record]:
+        """What callbacks want shown: the entries of `pictures/*.json`, the lists in the order of their names."""
+        lists = sorted((self.folder / "pictures").glob("*.json"))
+        return [entry for path in lists for entry in read_json(path, [], self.unreadable)]
+
     @property
     def metrics(self) -> dict[str, float]:
         """The figures of the done-file; none before the stage is finished."""

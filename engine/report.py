@@ -37,9 +37,7 @@ def write_report(run: Path) -> Path:
         FileNotFoundError: where there is no such folder.
     """
     record = read_run(run)
-    page = _pages().get_template("report.html.j2").render(_report_view(record))
-    write_text(run / "report.html", page)
-    return run / "report.html"
+    return write_page(run / "report.html", "report.html.j2", **_report_view(record))
 
 
 def write_answers(path: Path, answers: Sequence[Record], note: str) -> Path:
@@ -54,11 +52,30 @@ def write_answers(path: Path, answers: Sequence[Record], note: str) -> Path:
     Returns:
         The path of the page.
     """
-    good = [answer | _thumbnail(answer) for answer in answers if not answer.get("error")]
+    good = [
+        {**answer, "uri": thumbnail(Path(answer["path"]), answer.get("box")), "name": str(answer["path"])}
+        for answer in answers
+        if not answer.get("error")
+    ]
     broken = [answer for answer in answers if answer.get("error")]
-    page = _pages().get_template("answers.html.j2").render(answers=good, broken=broken, note=note)
-    write_text(path, page)
+    return write_page(path, "answers.html.j2", answers=good, broken=broken, note=note)
+
+
+def write_page(path: Path, template: str, **content: Any) -> Path:
+    """Writes a page from one of the templates, aside first; returns its path."""
+    write_text(path, _pages().get_template(template).render(**content))
     return path
+
+
+def thumbnail(photo: Path | Image.Image | None, box: Sequence[float] | None = None) -> str | None:
+    """A photo at page size as a data URI, its box drawn in; None where it cannot be read any more."""
+    if photo is None:
+        return None
+    try:
+        with photo if isinstance(photo, Image.Image) else Image.open(photo) as opened:
+            return sections.data_uri(_small(opened, box), "image/jpeg")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 @cache
@@ -95,6 +112,7 @@ def _stage_view(run: Run, stage: Stage, unfold: bool) -> dict[str, Any]:
         "curves": sections.learning_curves(run, stage),
         "confusions": sections.confusions(stage),
         "examples": sections.examples(stage),
+        "pictures": sections.pictures(stage),
         "parameters": sections.parameter_rows(stage),
         "data": stage.data,
         "twin": twin.name if twin else None,
@@ -116,16 +134,6 @@ def _percent(value: float | None) -> str:
 def _width(value: float | None) -> str:
     """A share as a CSS width; anything that is none is no bar."""
     return f"{100 * min(max(value, 0.0), 1.0):.1f}%" if value is not None and value == value else "0%"
-
-
-def _thumbnail(answer: Record) -> Record:
-    """The photo at page size, its box drawn in; None where it cannot be read any more."""
-    try:
-        with Image.open(answer["path"]) as photo:
-            uri = sections.data_uri(_small(photo, answer.get("box")), "image/jpeg")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        uri = None
-    return {"uri": uri, "name": str(answer["path"]), "box": answer.get("box")}
 
 
 def _small(photo: Image.Image, box: Sequence[float] | None) -> bytes:

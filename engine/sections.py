@@ -13,6 +13,7 @@ from engine.results import epoch_number, judged, metric_name, split_key
 
 ANSWER: Record = {"task": "", "truth": None, "guess": "", "confidence": None}
 MOST_EXAMPLES = 24
+MOST_PICTURES = 36
 MOST_CLASS_ROWS = 30
 MOST_MISTAKES = 6
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif"}
@@ -139,6 +140,16 @@ def examples(stage: Stage) -> dict[str, list[Record]]:
             uri = _embedded(stage.folder, str(example.get("image", "")))
             group.append({"uri": uri, "name": example.get("name", ""), "answers": answers})
     return views
+
+
+def pictures(stage: Stage) -> list[Record]:
+    """What callbacks drew: title, picture and caption of each."""
+    entries = stage.pictures[:MOST_PICTURES]
+    return [
+        {key: str(entry.get(key, "")) for key in ("title", "caption")}
+        | {"uri": _embedded(stage.folder, str(entry.get("image", "")))}
+        for entry in entries
+    ]
 
 
 def _right(answer: Record) -> bool | None:

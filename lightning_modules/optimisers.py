@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-Name = Literal["sgd", "adam", "adamw"]
+from lightning_modules.nn.lars import LARS
+
+Name = Literal["sgd", "adam", "adamw", "lars"]
 Schedule = Literal["constant", "cosine", "step"]
 
 
@@ -29,7 +31,7 @@ class Optimiser:
     Hutter, SGDR, 2017.
 
     Args:
-        name: `sgd` (Nesterov momentum), `adam` or `adamw`.
+        name: `sgd` (Nesterov momentum), `adam`, `adamw`, or `lars` (sgd for large batches).
         lr: the peak learning rate.
         weight_decay: per step; for adamw decoupled from the gradient.
         encoder_lr_scale: factor on the learning rate of the `encoder`, for careful fine-tuning; 1 treats all alike.
@@ -37,7 +39,7 @@ class Optimiser:
         warmup_epochs: epochs (also fractions) of linear rise from 0.
         decay: factor of each drop, for `step`.
         decay_epochs: epochs between two drops, for `step`.
-        momentum: of sgd.
+        momentum: of sgd and lars.
 
     Raises:
         ValueError: a value outside its range.
@@ -71,9 +73,11 @@ class Optimiser:
 
         Args:
             parameters: (name, parameter) pairs; names that begin with `encoder.` get the encoder's learning rate.
-            fused: one kernel for the whole update.
+            fused: one kernel for the whole update, where there is one.
         """
         groups = self.groups(parameters)
+        if self.name == "lars":
+            return LARS(groups, self.lr, self.momentum)
         if self.name == "sgd":
             return torch.optim.SGD(groups, self.lr, momentum=self.momentum, nesterov=self.momentum > 0, fused=fused)
         kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
