@@ -25,7 +25,9 @@ Box = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax in pixels of t
 FITS = ("letterbox", "squash", "crop")
 FILL = 128  # grey around a letterbox and behind a turned photo
 LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))
-LIMITS = {"rotate": (0, 180), "exposure": (0, 8), "area": (0.01, 1), "scale": (0, 0.99)}  # else 0 to 1
+LIMITS = {  # else 0 to 1
+    "rotate": (0, 180), "exposure": (0, 8), "centre": (0.01, 1), "area": (0.01, 1), "scale": (0, 0.99),
+}  # fmt: skip
 COARSE = 1.5  # a bilinear warp of a region larger than this many times its place would skip pixels
 
 
@@ -42,7 +44,7 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True)
 class Augment:
-    """Strengths of the random changes, each drawn uniformly in its range; 0 (for `area`: 1) is off.
+    """Strengths of the random changes, each drawn uniformly in its range; 0 (for `centre` and `area`: 1) is off.
 
     Noise, exposure and contrast are off by default: the source of the FASCODE recipe found that they hurt.
 
@@ -51,6 +53,7 @@ class Augment:
         translate: share of the square's side, +-, in x and in y.
         scale: share, +-: 0.1 draws a factor from 0.9 to 1.1.
         flip: probability of a mirror image.
+        centre: share of the region's width and height that a crop of its middle keeps; the one change without chance.
         area: least share of the region that a random crop keeps (aspect 3/4 to 4/3, stretched over the whole square).
         noise: standard deviation of Gaussian noise as a share of the full range.
         exposure: stops, +-: 1 draws a gain from 1/2 to 2.
@@ -61,6 +64,7 @@ class Augment:
     translate: float = 0.0
     scale: float = 0.0
     flip: float = 0.0
+    centre: float = 1.0
     area: float = 1.0
     noise: float = 0.0
     exposure: float = 0.0
@@ -102,6 +106,13 @@ def affine(degrees: float, shift: tuple[float, float], factor: float, stretch: t
     x = wide * cos / factor, wide * sin / factor, -2 * wide * (cos * right + sin * down)
     y = -high * sin / factor, high * cos / factor, -2 * high * (cos * down - sin * right)
     return x, y
+
+
+def middle(region: Region, share: float) -> Region:
+    """The middle of the region, `share` of its width and height; in the output it gets the place of the whole."""
+    across, down = (region.right - region.left) * (1 - share) / 2, (region.bottom - region.top) * (1 - share) / 2
+    edges = region.left + across, region.top + down, region.right - across, region.bottom - down
+    return Region(*edges, region.width, region.height)
 
 
 def window(region: Region, area: float, size: tuple[int, int], side: int, rng: Generator) -> Region:
@@ -217,9 +228,9 @@ class Transform:
         return Region(left / width, top / height, (left + wide) / width, (top + high) / height, *inside)
 
     def needed(self, region: Region, size: tuple[int, int]) -> float:
-        """Share of the photo's `size` at which the region still has all the pixels it gets in the square."""
+        """Share of the photo's `size` at which training still has all the pixels that the region gets in the square."""
         wide, high = (region.right - region.left) * size[0], (region.bottom - region.top) * size[1]
-        return max(region.width / wide, region.height / high)
+        return max(region.width / wide, region.height / high) / self.augment.centre
 
     def exact(self, pixels: Pixels, region: Region, out: Pixels) -> None:
         """Write the region as evaluation sees it: the same photo gives the same pixels."""
@@ -233,6 +244,8 @@ class Transform:
         """Write the region with the random changes of training, all of them drawn from `rng`."""
         change = self.augment
         turn, right, down, grow, mirror = rng.uniform(-1, 1, 5)
+        if change.centre < 1:
+            region = middle(region, change.centre)
         if change.area < 1:
             height, width = cut(pixels, region).shape[:2]
             region = window(region, change.area, (width, height), self.side, rng)
