@@ -18,10 +18,17 @@ PIPELINES = sorted(path.stem for path in (ROOT / "conf/pipeline").glob("*.yaml")
 Cli = Callable[..., tuple[int, str]]
 
 
-def small(experiment: str) -> list[str]:
-    """The overrides that make an experiment's samples take seconds: a tiny encoder, small photos, two epochs."""
+def small(experiment: str, run: Path) -> list[str]:
+    """The overrides that make an experiment's samples take seconds: a tiny encoder, small photos, two epochs.
+
+    Args:
+        experiment: its name.
+        run: an earlier one, for an experiment that takes its encoder from there.
+    """
     overrides = [f"experiment={experiment}", "sample=true", "trainer.accelerator=cpu", "trainer.max_epochs=2"]
     for name, stage in composed([f"experiment={experiment}"]).stages.items():
+        if "encoder_from" in str(OmegaConf.to_container(stage)) and "encoder_from" not in str(overrides):
+            overrides.append(f"encoder_from={run}")
         if not OmegaConf.is_interpolation(stage.module, "encoder"):
             overrides.append(f"stages.{name}.module.encoder.name=test_resnet")
         if "image_size" in stage.data:
@@ -30,20 +37,20 @@ def small(experiment: str) -> list[str]:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_runs_through_all_stages_on_samples(experiment: str, cli: Cli, tmp_path: Path) -> None:
-    code, printed = cli(*small(experiment))
+def test_runs_through_all_stages_on_samples(experiment: str, cli: Cli, run: Path, tmp_path: Path) -> None:
+    code, printed = cli(*small(experiment, run))
     assert code == 0, printed
-    (run,) = (tmp_path / experiment).iterdir()
-    stages = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["stages"]
+    (made,) = (tmp_path / experiment).iterdir()
+    stages = yaml.safe_load((made / "config.yaml").read_text(encoding="utf-8"))["stages"]
     for name, stage in stages.items():
-        done = json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
+        done = json.loads((made / f"{name}.json").read_text(encoding="utf-8"))
         assert stage["metric"] in done["metrics"]
         assert any(key.startswith("test/") for key in done["metrics"])
-        losses = [row["train/loss"] for row in read_rows(run / name / "metrics.jsonl") if "train/loss" in row]
+        losses = [row["train/loss"] for row in read_rows(made / name / "metrics.jsonl") if "train/loss" in row]
         assert losses
     assert "DRAWN SAMPLES" in printed
-    assert "DRAWN SAMPLES" in (run / "report.html").read_text(encoding="utf-8")
-    assert list((run / "wandb").glob("offline-run-*")), "W&B offline by default"
+    assert "DRAWN SAMPLES" in (made / "report.html").read_text(encoding="utf-8")
+    assert list((made / "wandb").glob("offline-run-*")), "W&B offline by default"
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)

@@ -72,8 +72,8 @@ def retrieval_scores(
     equally similar photos the first in the split counts as the nearer, so that an embedding that is the same for all
     photos does not look good.
 
-    * `precision@k`: share of the k nearest that are relevant.
     * `recall@k`: 1 if any of the k nearest is relevant, as the word is used in metric learning.
+    * `precision@k`: share of the k nearest that are relevant; for k = 1 it is recall@1, and left out.
     * `R-precision`: share of the R nearest that are relevant.
     * `mAP`: (1/R) Σ over the relevant of the precision at their rank, over the whole ranking.
     * `queries`: how many were counted; the others are means over them.
@@ -123,8 +123,9 @@ def judge(hits: Bool[Tensor, "b m"], ks: Sequence[int]) -> dict[str, Float[Tenso
     scores = {}
     for k in ks:
         among = min(k, hits.shape[1])
-        scores[f"precision@{k}"] = found[:, among - 1] / among
         scores[f"recall@{k}"] = (found[:, among - 1] > 0).double()
+        if k > 1:
+            scores[f"precision@{k}"] = found[:, among - 1] / among
     scores["R-precision"] = found.gather(1, relevant[:, None] - 1)[:, 0] / relevant
     scores["mAP"] = (found / ranks * hits).sum(1) / relevant
     return scores
