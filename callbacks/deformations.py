@@ -1,5 +1,6 @@
 """Shows what a generator of changed pictures makes of them."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ from torch import Tensor
 from callbacks.pictures import Picture, sheet, write_pictures
 from callbacks.predictions import datamodule
 
+log = logging.getLogger("nunchi")
 ROWS = 5  # epochs that are shown of a fit
 
 
 class Deformations(Callback):
     """Writes pictures before and after the generator: those of some epochs while it learns, and those of the test.
 
-    Input above output is how the source shows that its generator learned to change nothing; the caption says in numbers
-    whether this one did. Of an epoch only the parameters are remembered. They are saved with the checkpoints, so that a
-    resumed fit shows its first epochs, too.
+    Input above output is how the source shows that its generator learned to change nothing. The caption, and after the
+    test the log, say in numbers whether this one did. Of an epoch only the parameters are remembered. They are saved
+    with the checkpoints, so that a resumed fit shows its first epochs, too.
 
     Args:
         count: pictures, taken evenly from their split.
@@ -55,6 +57,7 @@ class Deformations(Callback):
             "Input above output", page, f"{caption} {pl_module.verdict('test')}", {"theta": theta.tolist()}
         )
         self.shown = [picture, *self.shown[-1:]]
+        log.info("%s: %s", Path(trainer.default_root_dir).name, pl_module.verdict("test"))
         self.write(trainer)
 
     @torch.no_grad()

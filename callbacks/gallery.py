@@ -127,6 +127,8 @@ class Gallery:
         if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1] or not len(queries):
             width = self.vectors.shape[1]
             raise ValueError(f"queries of shape {queries.shape} do not fit {self.folder}: (Q, {width}) is wanted")
+        if not np.isfinite(queries).all():
+            raise ValueError("the embedding of a query is not finite: look at the encoder's weights")
         if not 1 <= k <= len(self):
             raise ValueError(f"the {k} nearest photos were asked for, {self.folder} has {len(self):,}")
 

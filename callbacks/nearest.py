@@ -113,11 +113,12 @@ def scan(queries: Floats, vectors: Floats, codes: Codes, group: int, begin: int 
     size = max(group, min(ROWS, SCORES // len(queries)) // group * group)
     kind = _CodeScores if has_fast_int8() else _FloatScores
     scorer, buffer = kind(queries, vectors, codes, size), torch.empty(len(queries), size)
-    for first in range(begin, len(vectors), size):
-        last = min(first + size, len(vectors))
-        scores = buffer[:, : -(-(last - first) // group) * group]
-        scores[:, last - first :] = -torch.inf
-        yield Block(first, scores, *scorer.write(slice(first, last), scores[:, : last - first]))
+    for start in range(begin, len(vectors), size):
+        rows = slice(start, min(start + size, len(vectors)))
+        count = rows.stop - start
+        scores = buffer[:, : -(-count // group) * group]
+        scores[:, count:] = -torch.inf
+        yield Block(start, scores, *scorer.write(rows, scores[:, :count]))
 
 
 class _FloatScores:

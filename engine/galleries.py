@@ -123,7 +123,7 @@ def open_gallery(embedding: Embedding, photos: Path | None, index: Path | None) 
 def name_broken(what: str, broken: Mapping[str, str]) -> None:
     """Say which photos could not be read, the first few by name."""
     for path, why in list(broken.items())[:MOST_NAMED]:
-        print(f"{what}: {path}: {why}", file=sys.stderr)
+        print(f"{what}: {legible(path)}: {why}", file=sys.stderr)
     if len(broken) > MOST_NAMED:
         print(f"{what}: {len(broken) - MOST_NAMED:,} more", file=sys.stderr)
 
@@ -140,8 +140,10 @@ def legible(path: Path | str) -> str:
 
 def stored(gallery: Any, paths: Sequence[Path]) -> dict[Path, int]:
     """Those of some photos that the index has as they are now, with their places in it."""
-    places = {gallery.root / name: place for place, name in enumerate(gallery.names)}
-    found = {path: places[path.resolve()] for path in paths if path.resolve() in places}
+    root = gallery.root.resolve()
+    there = ((path, path.parent.resolve() / path.name) for path in paths)
+    names = {place.relative_to(root).as_posix(): path for path, place in there if place.is_relative_to(root)}
+    found = {names[name]: place for place, name in enumerate(gallery.names if names else ()) if name in names}
     return {path: at for path, at in found.items() if get_method(STAMP)(path) == tuple(gallery.stamps[at].tolist())}
 
 

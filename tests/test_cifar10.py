@@ -208,7 +208,7 @@ def attacks(sign: Path) -> Iterator[tuple[bytes, str]]:
     for protocol in range(6):
         yield pickle.dumps({"data": Evil(sign)}, protocol), "asks for (posix|nt).system"
     yield pickle.dumps({"data": np.array([Evil(sign)], dtype=object)}), "asks for an array of type 'O8'"
-    yield pickle.dumps({"data": sys.exit}), "asks for sys.exit"
+    yield pickle.dumps({"data": sys.intern}), "asks for sys.intern"
     yield b"cbuiltins\neval\n(S'1'\ntR.", "asks for builtins.eval"
     yield b"cnumpy\nload\n(S'x'\ntR.", "asks for numpy.load"
     yield b"cnumpy.core.multiarray\nset_string_function\n.", "asks for numpy.core.multiarray.set_string_function"

@@ -162,6 +162,11 @@ def test_codes_on_disk_are_those_in_memory(index: Path) -> None:
     assert Codes(*gallery.codes).planes.shape == (2, 5, 128)
 
 
+def test_a_query_that_is_no_number_is_refused(index: Path) -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        Gallery(index).search(np.full((1, 140), np.nan, np.float32), 1)
+
+
 @pytest.mark.parametrize(
     ("queries", "k", "said"), [((1, 140), 6, "has 5"), ((1, 140), 0, "0 nearest"), ((1, 8), 1, r"\(Q, 140\)")]
 )

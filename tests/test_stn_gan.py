@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import os
 from functools import partial
@@ -20,12 +21,14 @@ from torch.utils.data import DataLoader
 
 from callbacks.deformations import Deformations, as_bytes, chosen
 from callbacks.freeze import Freeze, fingerprint
+from callbacks.warm_start import WarmStart
 from datamodules.cifar10 import CIFAR10
 from engine.hooks import LastCheckpoint, RandomState, StepLog
 from engine.loggers import MetricsFile
 from engine.progress import Progress
 from engine.record import read_rows
 from engine.session import settle
+from lightning_modules.classifier import Classifier
 from lightning_modules.nn.backbones import Encoder
 from lightning_modules.nn.collapse import sentence
 from lightning_modules.nn.gan import (
@@ -37,7 +40,8 @@ from lightning_modules.nn.gan import (
     max_entropy_loss,
     true_probability,
 )
-from lightning_modules.nn.spatial import SpatialTransformer
+from lightning_modules.nn.keyed import uniform
+from lightning_modules.nn.spatial import Generated, SpatialTransformer
 from lightning_modules.stn_gan import STNGAN
 from tests.conftest import ROOT
 from tests.test_config import plan_of
@@ -521,14 +525,18 @@ class Shown(Toy):
         return self.whole[split]["image"][index]
 
 
-def test_pictures_show_input_above_output_and_say_whether_it_collapsed(tmp_path):
+def test_pictures_show_input_above_output_and_say_whether_it_collapsed(tmp_path, caplog):
     module, data, callback = technique(make={"start": 0.3}), Shown(held_out=9), Deformations(count=4)
     fitted = fit(module, tmp_path, callback, data=data, max_epochs=3)
     written = json.loads((tmp_path / "pictures/deformations.json").read_text(encoding="utf-8"))
     assert [entry["title"] for entry in written] == ["While it learned"]
     assert "after epoch 1, 2, 3." in written[0]["caption"]
     assert module.verdict("val") in written[0]["caption"]
-    fitted.test(module, datamodule=data, verbose=False)
+    logging.getLogger("nunchi").addHandler(caplog.handler)  # it does not hand on to the root, see engine/console.py
+    with caplog.at_level(logging.INFO, "nunchi"):
+        fitted.test(module, datamodule=data, verbose=False)
+    logging.getLogger("nunchi").removeHandler(caplog.handler)
+    assert f"{tmp_path.name}: {module.verdict('test')}" in caplog.messages
     written = json.loads((tmp_path / "pictures/deformations.json").read_text(encoding="utf-8"))
     assert [entry["title"] for entry in written] == ["Input above output", "While it learned"]
     assert "Not collapsed" in written[0]["caption"]
@@ -547,6 +555,20 @@ def test_pictures_of_a_resumed_fit_begin_with_its_first_epoch():
     later.load_state_dict(callback.state_dict())
     assert list(chosen(later.thetas)) == [0, 2, 10, 22, 39]
     assert list(chosen({7: torch.zeros(1)})) == [7]
+
+
+def test_a_trained_generator_goes_in_front_of_any_classifier(tmp_path):
+    """Taken over by name, frozen bit by bit, and met by training pictures alone."""
+    made = technique(make={"noise": 2, "start": 0.3})
+    torch.save({"state_dict": made.state_dict()}, tmp_path / "gan.ckpt")
+    augment = Generated(generator(noise=2), share=1.0)
+    module = Classifier(Encoder("test_resnet", "none"), CLASSES, None, 0.0, 0.0, augment, 0, optimiser())
+    warm = WarmStart(str(tmp_path / "gan.ckpt"), ["augment.generator"], {"augment.generator": "generator"})
+    trainer(tmp_path, warm, Freeze(["augment"]), max_epochs=1).fit(module, datamodule=Toy())
+    assert fingerprint(module.augment.generator) == fingerprint(made.generator)
+    batch = pictures(5)
+    draws = uniform(0, module.current_epoch, batch["index"], 3)[:, 1:]
+    assert_close(module.augmented(batch)["image"], made.generator(batch["image"], draws)[0])
 
 
 AUGMENTERS = sorted(path.stem for path in (ROOT / "conf/augmenter").glob("*.yaml"))
@@ -585,3 +607,27 @@ def test_the_sources_schedule_is_the_sources():
     rival, objective = (stages["gan"]["module"][key] for key in ("discriminator_optimiser", "objective"))
     assert (rival["name"], rival["lr"], rival["momentum"]) == ("sgd", 1e-4, 0.0)
     assert (objective["entropy_weight"], objective["game"]) == (2.0, "minimax")
+
+
+@pytest.mark.slow
+def test_stages_hand_over_the_classifier_and_then_the_generator(cli, tmp_path):
+    """What was frozen arrives bit by bit, and what was fine-tuned is another classifier."""
+    short = [
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=3",
+        "stages.classifier.module.encoder.name=test_resnet",
+    ]
+    code, printed = cli("experiment=stn_gan", "sample=true", "logger=none", "trainer.accelerator=cpu", *short)
+    assert code == 0, printed
+    (run,) = (tmp_path / "stn_gan").iterdir()
+    first, made, last = (
+        torch.load(run / f"{stage}.ckpt", weights_only=True)["state_dict"]
+        for stage in ("classifier", "gan", "finetune")
+    )
+    frozen_tensors = [name for name in first if name.startswith(("encoder.", "head."))]
+    assert all(torch.equal(first[name], made[name]) for name in frozen_tensors)
+    assert any(not torch.equal(first[name], last[name]) for name in frozen_tensors)
+    learned = [name for name in made if name.startswith("generator.")]
+    assert learned
+    assert all(torch.equal(made[name], last[f"augment.{name}"]) for name in learned)
+    assert "Input above output" in (run / "report.html").read_text(encoding="utf-8")
