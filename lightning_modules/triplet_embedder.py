@@ -173,8 +173,9 @@ class TripletEmbedder(Technique):
         if self.before or data is None:
             return
         with torch.no_grad(), evaluating(self):
-            for split in self.metrics.keys() & data.splits.keys():
-                self.before |= self.baseline(split, getattr(data, f"{split}_dataloader")())
+            for split in self.metrics:  # in the same order on every process, which exchange what they have
+                if split in data.splits:
+                    self.before |= self.baseline(split, getattr(data, f"{split}_dataloader")())
 
     def baseline(self, split: str, loader: Iterable[Batch]) -> dict[str, float]:
         """The figures of the trunk's features and of the embedding as they are now."""
@@ -188,16 +189,9 @@ class TripletEmbedder(Technique):
             trunk.update(anchors_of(features), labels, index)
             whole.update(paired(embeddings), labels, index)
         rows = trunk.rows()
-        figures = {
-            "encoder": retrieval_scores(rows.embeddings, rows.labels, self.ks),
-            "untrained": self.judge(whole.rows()),
-        }
-        return {
-            f"{split}/{name}/{key}": value
-            for name, each in figures.items()
-            for key, value in each.items()
-            if key != "queries"
-        }
+        figures = {f"encoder/{k}": v for k, v in retrieval_scores(rows.embeddings, rows.labels, self.ks).items()}
+        figures |= {f"untrained/{k}": v for k, v in self.judge(whole.rows()).items()}
+        return {f"{split}/{key}": value for key, value in figures.items() if not key.endswith("/queries")}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["before"] = self.before

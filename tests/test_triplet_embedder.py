@@ -301,6 +301,8 @@ def test_frozen_parts_and_a_schedule_train_under_the_trainer(data_dir: Path, tmp
     data = flowers(data_dir / "flowers")
     trainer(tmp_path, frozen, max_epochs=1, limit_train_batches=3).fit(module, datamodule=data)
     assert all(math.isfinite(value) for value in module.before.values())
+    splits = [key.partition("/")[0] for key in module.before]
+    assert splits == sorted(splits, reverse=True), "val, then test: several processes must not differ in the order"
 
 
 def test_no_classes_are_answered() -> None:
