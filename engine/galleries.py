@@ -122,7 +122,7 @@ def open_gallery(embedding: Embedding, photos: Path | None, index: Path | None) 
 
 def name_broken(what: str, broken: Mapping[str, str]) -> None:
     """Say which photos could not be read, the first few by name."""
-    for path, why in list(broken.items())[:MOST_NAMED]:
+    for path, why in sorted(broken.items())[:MOST_NAMED]:  # threads found them in any order
         print(f"{what}: {legible(path)}: {why}", file=sys.stderr)
     if len(broken) > MOST_NAMED:
         print(f"{what}: {len(broken) - MOST_NAMED:,} more", file=sys.stderr)

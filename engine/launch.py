@@ -8,7 +8,7 @@ and never see Hydra.
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,23 @@ def _launch_ranks(spec: Spec, path: Path) -> None:
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from error
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, failure = _cause(error.failures)
         raise RankFailed(f"rank {rank} failed with exit code {failure.exitcode}: {_first_line(failure)}") from error
+
+
+def _cause(failures: Mapping[int, Any]) -> tuple[int, Any]:
+    """The rank that took the others with it; their own errors (a connection closed by a peer) follow within moments.
+
+    One that was killed or left without an error could write no record, and its time is only that of its discovery, so
+    it comes first; records carry whole seconds, so their files' times decide.
+    """
+
+    def order(rank: int) -> tuple[bool, float]:
+        record = Path(failures[rank].error_file)
+        return record.is_file(), record.stat().st_mtime if record.is_file() else failures[rank].timestamp
+
+    rank = min(failures, key=order)
+    return rank, failures[rank]
 
 
 def _first_line(failure: Any) -> str:

@@ -23,6 +23,8 @@ def main(spec_path: str) -> None:
         record(_run)(Path(spec_path))
     except Exception:  # recorded for the parent, which names this rank; the traceback is in the log
         sys.exit(1)
+    finally:  # it is leaving anyway; an exit raised in the middle of the interpreter's end would print a traceback
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _run(path: Path) -> None:

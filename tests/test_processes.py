@@ -1,15 +1,18 @@
 """Several processes: the same numbers as one, and no way to fail in silence."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
+from types import SimpleNamespace
 
 import pytest
 
+from engine.launch import _cause
 from tests.conftest import TINY, only_run
 from tests.test_resume import SLOW, losses, until
 
@@ -64,6 +67,17 @@ def test_the_failing_rank_is_named_and_none_is_left(how: str, said: str, cli: Cl
     failure = json.loads((only_run(tmp_path) / "failure.json").read_text())
     assert "rank 1" in failure["error"]
     assert (only_run(tmp_path) / "report.html").is_file()
+
+
+def test_the_cause_is_the_rank_that_could_say_nothing_then_the_first_to_record(tmp_path: Path) -> None:
+    records = [tmp_path / "first.json", tmp_path / "later.json"]
+    for at, record in enumerate(records):
+        record.write_text("{}")
+        os.utime(record, (1e9, 1e9 + at / 10))  # the same whole second, which is all that a record's own time says
+    first, later = (SimpleNamespace(error_file=str(record), timestamp=int(1e9)) for record in records)
+    killed = SimpleNamespace(error_file="<N/A>", timestamp=int(1e9) + 2)
+    assert _cause({0: later, 1: first})[0] == 1
+    assert _cause({0: first, 1: later, 2: killed})[0] == 2
 
 
 @pytest.mark.parametrize(
