@@ -50,9 +50,13 @@ def command_line() -> None:
     if len(sys.argv) == 1:
         print(experiments())
         return
+    # argparse takes the overrides as one list: those that stand behind `-m` would be "unrecognized arguments".
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda arg: arg not in ("-m", "--multirun"))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises instead of printing and exiting itself
     try:
         main()
+    except KeyboardInterrupt:  # before or between fits; within one a checkpoint is written first
+        sys.exit(130)
     except Exception as error:
         overrides = [arg for arg in sys.argv[1:] if "=" in arg and not arg.startswith("-")]
         sys.exit(f"error: {explain(error, overrides)}")

@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 class Best(ModelCheckpoint):
     """Saves the weights after each validation that is better than all before, to `best.ckpt` in the stage's folder.
 
-    The first of equals stays, and NaN never wins. Only weights are saved; what a resume needs is in other checkpoints,
+    The first of equals stays, and NaN never wins. Where nothing is validated (`val_share: 0`) none is chosen: the
+    weights of the last epoch are the stage's. Only weights are saved; what a resume needs is in other checkpoints,
     which carry this callback's record too.
 
     Args:
@@ -57,7 +58,8 @@ class Best(ModelCheckpoint):
             self.best_epoch = trainer.current_epoch
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.best_model_score is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        unjudged = trainer.fast_dev_run or not sum(trainer.num_val_batches)  # type: ignore[attr-defined]
+        if self.best_model_score is None and not unjudged:
             self.read(trainer.callback_metrics)
             raise ValueError(f"best.monitor={self.monitor} was not a number in any epoch, so there is no best one.")
 
@@ -67,8 +69,7 @@ class Best(ModelCheckpoint):
         if key not in metrics:
             logged = sorted(name for name in metrics if name.startswith("val/")) or sorted(metrics)
             nearest = difflib.get_close_matches(key, logged, n=3) or logged
-            hint = f"the nearest are: {', '.join(nearest)}" if nearest else "there was no validation"
-            raise ValueError(f"best.monitor={key} was never logged; {hint}.")
+            raise ValueError(f"best.monitor={key} was never logged; the nearest are: {', '.join(nearest)}.")
         return metrics[key]
 
     def state_dict(self) -> dict[str, Any]:

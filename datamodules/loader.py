@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from datamodules.photos import Batch, Item, Unlabelled, each_tensor
+from datamodules.revision import THRESHOLD, Revision
 from datamodules.samplers import EvalSampler, TrainSampler, Weights
 from datamodules.transforms import Box, Transform
+from datamodules.verdicts import distinct
 
 
 class Split(Protocol):
@@ -116,6 +118,12 @@ class Loaders(LightningDataModule):
 
     A subclass has `root`, `splits` (name to split, after `setup`), `transform` (what evaluation sees), `batch_size` (of
     all processes together), `seed`, `threads`, and `weights` where an epoch is balanced.
+
+    Attributes:
+        revision: what becomes of the labels of train, see `Revision`.
+        planted: for each task which labels of train were made wrong on purpose; empty if none were.
+        fake_class: name of the last class of each task where it is that of threshold samples.
+        dropped: photos of train of which a verdict dropped a label; None if there were no verdicts.
     """
 
     root: Path
@@ -125,6 +133,12 @@ class Loaders(LightningDataModule):
     seed: int
     threads: int
     weights: Weights | None
+    facts: dict[str, Any]
+    notes: list[str]
+    revision: Revision
+    planted: dict[str, NDArray[np.bool_]]
+    fake_class: str | None = None
+    dropped: Any = None
 
     def loader(self, split: str, sampler: TrainSampler | EvalSampler, batch_size: int) -> Any:
         """Batches of a split in the order of a sampler; a training epoch leaves out a last batch that is not full."""
@@ -141,6 +155,33 @@ class Loaders(LightningDataModule):
         if name not in self.splits:
             raise ValueError(f"{self.root} has no {name} split; it has {', '.join(self.splits)}")
         return self.splits[name]
+
+    def names(self, split: str) -> list[str]:
+        """A name for each picture of a split that no other one has: by these, tables of verdicts speak of them."""
+        return distinct([cast(Any, self).name(split, index) for index in range(len(self.split(split)))])
+
+    def revise(self, train: Any, names: Sequence[str]) -> Any:
+        """The training split with its labels as they are to be learned; `facts` then has the classes that they are of.
+
+        Args:
+            train: the split.
+            names: of its pictures, as `name` gives them.
+        """
+        if self.revision == Revision():
+            return train
+        classes = self.facts["classes"]
+        done = self.revision.apply(train.labels, distinct(names), classes, self.seed)
+        left = np.flatnonzero(~done.gone)
+        if self.revision.kept is not None:
+            self.dropped = train.keep(np.flatnonzero(done.dropped))
+        self.notes += done.notes
+        self.planted = {task: wrong[left] for task, wrong in done.planted.items()}
+        if self.revision.threshold is not None:
+            self.fake_class = THRESHOLD
+            self.facts = {**self.facts, "classes": {task: [*known, THRESHOLD] for task, known in classes.items()}}
+        train = train.keep(left)
+        train.labels = {task: ids[left] for task, ids in done.labels.items()}
+        return train
 
     def exactly(self, split: str, index: NDArray[np.int64]) -> Loader:
         """These pictures of a split, in this order, as evaluation sees them."""
@@ -171,8 +212,8 @@ class Loaders(LightningDataModule):
         return self.loader("train", sampler, self.batch_size // world)
 
     def val_dataloader(self) -> Any:
-        """This rank's share of the validation photos, each exactly once over all ranks."""
-        return self._held_out("val")
+        """This rank's share of the validation photos, each exactly once over all ranks; nothing where none are held."""
+        return self._held_out("val") if "val" in self.splits else []
 
     def test_dataloader(self) -> Any:
         """This rank's share of the test photos, each exactly once over all ranks."""

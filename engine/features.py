@@ -33,6 +33,8 @@ def obstacle(stage: dict[str, Any], module: Any, data: Any) -> str | None:
         return f"{type(module).__name__} has no single encoder here"
     if not feature_shape(stage, encoder, data):
         return "the encoder is frozen, but not from its first layer on, or it is no chain of modules"
+    if getattr(module, "augment", None) is not None:
+        return "module.augment changes the images of each epoch, which kept features would not show"
     if data.splits["train"].is_random:
         return (
             "the training transform is random (augment), so that each epoch sees other pixels; augment: null cures it"
@@ -77,6 +79,7 @@ def wrap(stage: dict[str, Any], name: str, module: Any, data: Any) -> Any:
     shape = feature_shape(stage, module.encoder, data)
     neutral = trainer["limit_train_batches"] == 1.0 and trainer["max_steps"] == -1 and not trainer["fast_dev_run"]
     plain = trainer["accumulate_grad_batches"] == 1 and not trainer["gradient_clip_val"]
+    plain = plain and trainer["precision"] != "16-mixed"  # whose gradients a scaler must see before each step
     return get_class(WRAPPER)(data, shape, GROUP if neutral and plain else 0)
 
 

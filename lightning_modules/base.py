@@ -77,16 +77,16 @@ class Technique(LightningModule, ABC):
     def train_group(self, batches: Sequence[Batch]) -> dict[str, Any]:
         """Several steps at once, for cached features: a step on them is shorter than what the Trainer does around it.
 
-        Optimisation is manual then. Lightning counts the group as one step; its schedule advances with each minibatch.
+        Optimisation is manual then, and never with a gradient scaler (16-mixed). Lightning counts the group as one step; its schedule advances with each minibatch.
 
         Returns:
-            The mean of each scalar over the minibatches.
+            The mean of each scalar over the minibatches, and in `steps` what else each of them returned, for callbacks.
         """
         optimizer, schedule = cast(LightningOptimizer, self.optimizers()), self.lr_schedulers()
-        # Without a gradient scaler and other processes to reduce with, Lightning's backward adds its hooks' time only.
-        alone = self.trainer.world_size == 1 and self.trainer.precision != "16-mixed"
-        backward = Tensor.backward if alone else self.manual_backward
+        # Without other processes to reduce with, Lightning's backward adds its hooks' time only.
+        backward = Tensor.backward if self.trainer.world_size == 1 else self.manual_backward
         scalars: list[dict[str, Tensor]] = []
+        steps: list[dict[str, Any]] = []
         for number, batch in enumerate(batches, 1):
             found = self.step(batch, "train")
             optimizer.zero_grad()
@@ -95,7 +95,9 @@ class Technique(LightningModule, ABC):
             if schedule is not None:
                 schedule.step()  # type: ignore[union-attr]
             scalars.append({k: v.detach() for k, v in found.items() if isinstance(v, Tensor) and v.ndim == 0})
-        return {key: torch.stack([each[key] for each in scalars]).mean() for key in scalars[0]}
+            steps.append({k: v for k, v in found.items() if k not in scalars[-1]})
+        means = {key: torch.stack([each[key] for each in scalars]).mean() for key in scalars[0]}
+        return {**means, "steps": steps}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         return self.step(batch, "val")
@@ -130,8 +132,10 @@ class Technique(LightningModule, ABC):
         self.log_dict(self.results(split), sync_dist=True, reduce_fx="max")
 
     def configure_optimizers(self) -> Any:
-        # A gradient scaler (16-mixed) has to unscale before clipping, which a fused step does too late.
-        optimizer = self.optimiser.build(self.named_parameters(), fused=self.trainer.precision != "16-mixed")
+        # A fused step unscales the gradients of mixed precision itself, too late to clip them: Lightning refuses the two.
+        mixed_and_clipped = str(self.trainer.precision).endswith("-mixed") and bool(self.trainer.gradient_clip_val)
+        fused = not mixed_and_clipped and self.trainer.precision != "16-mixed"
+        optimizer = self.optimiser.build(self.named_parameters(), fused=fused)
         if self.optimiser.steady:
             return optimizer
         epoch_steps, steps = self.count_steps()

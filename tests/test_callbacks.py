@@ -77,8 +77,13 @@ def test_best_refuses_what_it_cannot_judge_by(tmp_path):
         trainer(tmp_path, Best("val/top2", "max")).fit(technique(), datamodule=Toy())
     with pytest.raises(ValueError, match=r"best\.mode='up' is not one of: max, min"):
         Best("val/top1", "up")
-    with pytest.raises(ValueError, match="was never logged; there was no validation"):
-        trainer(tmp_path, Best("val/top1", "max"), limit_val_batches=0).fit(technique(), datamodule=Toy())
+
+
+def test_without_validation_no_epoch_is_chosen(tmp_path):
+    best = Best("val/top1", "max")
+    trainer(tmp_path, best, limit_val_batches=0).fit(technique(), datamodule=Toy())
+    assert best.best_model_path == ""
+    assert not list(tmp_path.iterdir())
 
 
 def test_best_survives_a_resume_in_a_moved_folder(tmp_path):

@@ -146,6 +146,20 @@ def test_it_learns_what_can_be_seen(tmp_path):
     assert results["test/top5"] > 0.95, results
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars"])
+def test_gradients_are_clipped_in_bf16_too(tmp_path, name):
+    module = classifier(
+        optimiser=optimiser(name=name, weight_decay=0.0, momentum=0.0, lr=1.0 if name == "sgd" else 1e-3)
+    )
+    before = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+    fit = trainer(tmp_path, max_steps=1, precision="bf16-mixed", gradient_clip_val=1e-3)
+    fit.fit(module, datamodule=Pictures())
+    moved = torch.cat([p.detach().reshape(-1) for p in module.parameters()]) - before
+    assert 0 < moved.norm()
+    if name == "sgd":  # the others rescale the gradient
+        assert moved.norm() == pytest.approx(1e-3, rel=0.01)
+
+
 def test_a_probe_moves_the_layer_alone(tmp_path):
     module, data = classifier(optimiser=optimiser(lr=1e-2)), Pictures()
     before = {key: value.clone() for key, value in module.state_dict().items()}

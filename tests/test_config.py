@@ -136,3 +136,10 @@ def test_the_list_of_experiments_has_a_line_for_each() -> None:
     done = subprocess.run([sys.executable, str(ROOT / "run.py")], capture_output=True, text=True, check=True)
     for path in (ROOT / "conf/experiment").glob("*.yaml"):
         assert f"  {path.stem} " in done.stdout
+
+
+def test_overrides_may_stand_before_and_behind_the_multirun_flag() -> None:
+    command = [sys.executable, "run.py", "experiment=fashion_mtl", "-m", "sweep=few_label"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert "'few_labels'" in done.stderr

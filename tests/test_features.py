@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from datamodules.fascode import FASCODE
 from datamodules.features import CHUNK, FeatureData, FeatureLoader, FeatureStore
 from datamodules.samplers import TrainSampler
-from engine.features import fingerprint
+from engine.features import fingerprint, obstacle
 from engine.record import read_rows
 from lightning_modules.nn.backbones import Encoder
 from tests.conftest import TINY, only_run
@@ -88,6 +89,16 @@ def test_features_on_is_refused_with_the_reason(override: str, said: str, cli: C
     code, printed = cli(*FROZEN, "stages.fit.features=on", override)
     assert code == 1
     assert said in printed
+
+
+def test_what_augments_in_the_module_needs_the_pixels_of_each_epoch() -> None:
+    stage = {"callbacks": {"freeze": {"_target_": "callbacks.freeze.Freeze", "modules": ["encoder"]}}}
+    split = SimpleNamespace(is_random=False, pictures=lambda: range(10))
+    data = SimpleNamespace(splits={"train": split})
+    module = SimpleNamespace(encoder=SimpleNamespace(features=4), augment=None)
+    assert obstacle(stage | {"features_gb": 1.0}, module, data) is None
+    module.augment = object()
+    assert "module.augment" in str(obstacle(stage | {"features_gb": 1.0}, module, data))
 
 
 @pytest.fixture
