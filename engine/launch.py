@@ -5,6 +5,7 @@ different jobs or half of the data (Lightning-AI/pytorch-lightning#11300). Our r
 and never see Hydra.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.devices import world_size
+from engine.devices import processes_here, world_size
 from engine.runs import write_json
 from engine.stage import Spec, run_spec
 
@@ -32,18 +33,24 @@ def launch(spec: Spec) -> None:
         RankFailed: A rank failed; the message names it, its exit code and its error.
         SystemExit: A signal asked to stop; the code is 128 + its number.
     """
-    home = Path(spec["out"]) / spec["name"]
-    home.mkdir(parents=True, exist_ok=True)
-    path = home / (
-        "spec.json" if spec["do"] == "fit" else f"{spec['do']}.json"
-    )  # an evaluation leaves the fit's record
-    write_json(path, spec)
+    path = write_spec(spec)
     if world_size(spec["stage"]["trainer"]) == 1:
         run_spec(spec)
     else:
         _launch_ranks(spec, path)
     if not (Path(spec["out"]) / f"{spec['name']}.json").is_file():
         raise RankFailed(f"stage {spec['name']} ended without its done-file {spec['name']}.json")
+
+
+def write_spec(spec: Spec) -> Path:
+    """Leave the spec in the stage's folder, for other processes and as a record."""
+    home = Path(spec["out"]) / spec["name"]
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / (
+        "spec.json" if spec["do"] == "fit" else f"{spec['do']}.json"
+    )  # an evaluation leaves the fit's record
+    write_json(path, spec)
+    return path
 
 
 def _launch_ranks(spec: Spec, path: Path) -> None:
@@ -54,10 +61,11 @@ def _launch_ranks(spec: Spec, path: Path) -> None:
     trainer = spec["stage"]["trainer"]
     nodes = int(trainer.get("num_nodes", 1))
     config = LaunchConfig(
-        min_nodes=nodes, max_nodes=nodes, nproc_per_node=int(trainer["devices"]), rdzv_backend="c10d",
+        min_nodes=nodes, max_nodes=nodes, nproc_per_node=processes_here(trainer), rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", run_id=f"{Path(spec['out']).name}-{spec['name']}", max_restarts=0,
         monitor_interval=0.2, shutdown_timeout=GRACE,
     )  # fmt: skip
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says, RankFailed says better
     try:
         with _own_signals(), _importable():
             elastic_launch(config, sys.executable)("-m", "engine.worker", str(path))

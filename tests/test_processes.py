@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from engine.devices import settle_trainer
 from engine.launch import _cause
 from tests.conftest import TINY, only_run
 from tests.test_resume import SLOW, losses, until
@@ -67,6 +68,12 @@ def test_the_failing_rank_is_named_and_none_is_left(how: str, said: str, cli: Cl
     failure = json.loads((only_run(tmp_path) / "failure.json").read_text())
     assert "rank 1" in failure["error"]
     assert (only_run(tmp_path) / "report.html").is_file()
+
+
+def test_statistics_of_all_processes_together_need_gpus() -> None:
+    trainer = {"accelerator": "cpu", "devices": 2, "precision": "32-true", "strategy": "auto", "sync_batchnorm": True}
+    with pytest.raises(ValueError, match="sync_batchnorm=true needs GPUs"):
+        settle_trainer(trainer, "ddp")
 
 
 def test_the_cause_is_the_rank_that_could_say_nothing_then_the_first_to_record(tmp_path: Path) -> None:
