@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from shutil import copy2
 from typing import Any
@@ -20,6 +21,7 @@ from engine.check import check_targets
 from engine.compose import Plan, make_plan
 from engine.console import log_to
 from engine.devices import settle_trainer, world_size
+from engine.each import expand, item_seed, look_up, spread
 from engine.runs import (
     changes,
     environment,
@@ -51,6 +53,8 @@ def start(cfg: DictConfig, hydra: HydraConf) -> float | None:
             find_folder(cfg[key], cfg.out_dir, experiment, key)
     draft = make_plan(cfg, overrides, experiment, Path("OUT"))
     settle(draft)
+    items = look_up(draft)
+    expand(draft, items)
     if cfg.check:
         from engine.preflight import preflight
 
@@ -58,6 +62,7 @@ def start(cfg: DictConfig, hydra: HydraConf) -> float | None:
     out = _folder(cfg, hydra, experiment)
     plan = make_plan(cfg, overrides, experiment, out)
     settle(plan)
+    expand(plan, items)
     return _Session(plan, out, hydra).run()
 
 
@@ -66,9 +71,12 @@ def settle(plan: Plan) -> None:
     for name, stage in plan["stages"].items():
         for part in ("module", "data", "callbacks"):
             check_targets(stage[part], f"stages.{name}.{part}")
-        strategy = getattr(get_class(stage["module"]["_target_"]), "strategy", "ddp")
-        stage["trainer"] = settle_trainer(stage["trainer"], strategy)
+        technique = get_class(stage["module"]["_target_"])
+        stage["trainer"] = settle_trainer(stage["trainer"], technique.strategy)  # type: ignore[attr-defined]
         check_targets(stage["trainer"], "trainer", filled=True)
+        technique.check_trainer(stage["trainer"])  # type: ignore[attr-defined]
+        if stage["each"]:
+            spread(name, stage)
         _check_batch(name, stage)
     if plan["logger"]:
         check_targets(plan["logger"], "logger")
@@ -103,8 +111,8 @@ class _Session:
         with ExitStack() as locks:
             self._open(locks)
             try:
-                for name in self._chosen():
-                    self._run_stage(name)
+                for names in self._batches():
+                    self._run_stages(names)
             except BaseException as error:
                 self._record_failure(error)
                 raise
@@ -158,26 +166,42 @@ class _Session:
         for name in self.plan["stages"]:
             if name in self._chosen() or (self.out / f"{name}.json").is_file():
                 continue
-            for file in (source / f"{name}.ckpt", source / f"{name}.json"):
-                if file.is_file():
-                    copy2(file, self.out / file.name)
+            for file in (f"{name}.ckpt", f"{name}.json"):
+                if (source / file).is_file():
+                    (self.out / file).parent.mkdir(parents=True, exist_ok=True)
+                    copy2(source / file, self.out / file)
 
-    def _run_stage(self, name: str) -> None:
+    def _batches(self) -> list[list[str]]:
+        """The chosen stages in order; those that the data made of one stage together, for they need not wait."""
+        groups = groupby(self._chosen(), lambda name: (name.split("/")[0], "item" in self.plan["stages"][name]))
+        return [batch for (_, made), names in groups for batch in ([list(names)] if made else [[n] for n in names])]
+
+    def _run_stages(self, names: list[str]) -> None:
+        from engine.lanes import run_side_by_side
         from engine.launch import launch
 
+        specs = [spec for name in names if (spec := self._spec(name))]
+        devices = self.plan["stages"][names[0]].get("lanes", [0])
+        if len(specs) > 1 and len(devices) > 1:
+            run_side_by_side(specs, devices)
+            return
+        for spec in specs:
+            launch(spec)
+
+    def _spec(self, name: str) -> dict[str, Any] | None:
+        """What a stage needs to run; nothing for one that finished before."""
         stage = self.plan["stages"][name]
         self._refuse_missing_files(name, stage)
-        spec = {
-            key: self.plan[key] for key in ("experiment", "seed", "sample", "checkpoint_every", "features_gb", "logger")
-        }
+        spec = {key: self.plan[key] for key in ("experiment", "sample", "checkpoint_every", "features_gb", "logger")}
         spec |= {"do": "fit", "name": name, "out": str(self.out), "stage": stage, "resume": bool(self.plan["resume"])}
+        spec["seed"] = item_seed(self.plan["seed"], stage)
         spec["key"] = stage_key(stage, name, self.plan["seed"], self.out)
         done = self.out / f"{name}.json"
         if done.is_file():
             before = json.loads(done.read_text(encoding="utf-8"))
             if before["key"] == spec["key"] and stage["trainer"]["max_epochs"] <= before["epochs"]:
                 log.info("%s: finished before, skipped", name)
-                return
+                return None
             if before["key"] != spec["key"]:
                 log.info("%s: finished before with another config or other inputs, made anew", name)
                 spec["resume"] = False
@@ -186,7 +210,7 @@ class _Session:
             from engine.stage import draw_sample
 
             draw_sample(stage["data"])
-        launch(spec)
+        return spec
 
     def _refuse_missing_files(self, name: str, stage: dict[str, Any]) -> None:
         """A file of this run that a stage reads must be there before anything is built."""
@@ -202,7 +226,8 @@ class _Session:
 
         log.debug("the run ended with an error", exc_info=True)
         stage = next((n for n in self._chosen() if not (self.out / f"{n}.json").is_file()), None)
-        sentence = "stopped by a signal; resume=latest goes on" if isinstance(error, SystemExit) else explain(error)
+        stopped = isinstance(error, (SystemExit, KeyboardInterrupt))
+        sentence = "stopped by a signal; resume=latest goes on" if stopped else explain(error)
         write_json(self.out / "failure.json", {"stage": stage, "error": sentence, "where": str(self.out / "run.log")})
         try:
             write_report(self.out)

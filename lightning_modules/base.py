@@ -56,6 +56,10 @@ class Technique(LightningModule, ABC):
     def answers(self, batch: Batch, top_k: int) -> list[Answer]:
         """For each image, for each task, the `top_k` likeliest (class, probability) pairs, best first."""
 
+    @classmethod
+    def check_trainer(cls, trainer: Mapping[str, Any]) -> None:
+        """Refuses, with a `ValueError`, Trainer arguments that the technique would not obey; asked before any stage."""
+
     def encode(self, batch: Batch) -> Tensor:
         """The trunk's features (B, D) of a batch's images.
 
@@ -77,7 +81,8 @@ class Technique(LightningModule, ABC):
     def train_group(self, batches: Sequence[Batch]) -> dict[str, Any]:
         """Several steps at once, for cached features: a step on them is shorter than what the Trainer does around it.
 
-        Optimisation is manual then, and never with a gradient scaler (16-mixed). Lightning counts the group as one step; its schedule advances with each minibatch.
+        Optimisation is manual then, and never with a gradient scaler (16-mixed). Lightning counts the group as one
+        step; its schedule advances with each minibatch.
 
         Returns:
             The mean of each scalar over the minibatches, and in `steps` what else each of them returned, for callbacks.
@@ -131,8 +136,12 @@ class Technique(LightningModule, ABC):
         """
         self.log_dict(self.results(split), sync_dist=True, reduce_fx="max")
 
+    def progress(self) -> float:
+        """Share of the fit that is over."""
+        return min(1.0, self.trainer.global_step / self.count_steps()[1])
+
     def configure_optimizers(self) -> Any:
-        # A fused step unscales the gradients of mixed precision itself, too late to clip them: Lightning refuses the two.
+        # A fused step unscales mixed precision's gradients itself, too late to clip them: Lightning refuses the two.
         mixed_and_clipped = str(self.trainer.precision).endswith("-mixed") and bool(self.trainer.gradient_clip_val)
         fused = not mixed_and_clipped and self.trainer.precision != "16-mixed"
         optimizer = self.optimiser.build(self.named_parameters(), fused=fused)
@@ -160,6 +169,23 @@ def mean_over_ranks(counts: Tensor) -> Tensor:
         dist.all_reduce(counts)
         counts = counts / dist.get_world_size()
     return counts
+
+
+def task_means(losses: Mapping[str, Tensor], counted: Mapping[str, Tensor], train: bool) -> dict[str, Tensor]:
+    """Each task's mean over the samples that count; 0 if there are none.
+
+    Args:
+        losses: {task: (B,)}, 0 where a sample does not count.
+        counted: {task: (B,)}, which do.
+        train: whether those of the other processes count too, so that any number of them gives the same gradient.
+    """
+    if not losses:
+        return {}
+    counts = torch.stack([counted[task].sum() for task in losses]).float()
+    if train:
+        counts = mean_over_ranks(counts)
+    divisors = torch.where(counts > 0, counts, 1.0)
+    return {task: losses[task].sum() / n for task, n in zip(losses, divisors, strict=True)}
 
 
 def likeliest(probabilities: Tensor, names: Sequence[str], top_k: int) -> list[list[tuple[str, float]]]:

@@ -106,15 +106,21 @@ class STNGAN(Technique):
             return
         if any(parameter.requires_grad for part in (self.encoder, self.head) for parameter in part.parameters()):
             raise ValueError("the classifier must not learn here: set callbacks.freeze.modules=[encoder, head].")
-        clip, accumulate = self.trainer.gradient_clip_val, self.trainer.accumulate_grad_batches
+        self.check_trainer(
+            {key: getattr(self.trainer, key) for key in ("gradient_clip_val", "accumulate_grad_batches")}
+        )
+        # Not before: Lightning would refuse the same settings first, in words about its own modes.
+        self.automatic_optimization = False
+
+    @classmethod
+    def check_trainer(cls, trainer: Mapping[str, Any]) -> None:
+        clip, accumulate = trainer["gradient_clip_val"], trainer["accumulate_grad_batches"]
         if clip:
             raise ValueError(f"trainer.gradient_clip_val={clip} would clip neither network: use module.gradient_clip.")
         if accumulate != 1:
             raise ValueError(
                 f"trainer.accumulate_grad_batches={accumulate} would do nothing: take a larger batch_size."
             )
-        # Not before: Lightning would refuse the same settings first, in words about its own modes.
-        self.automatic_optimization = False
 
     def forward(self, image: Tensor) -> Tensor:
         """The classifier's logits (B, classes) of (B, 3, H, W) images, uint8 or in 0..1."""

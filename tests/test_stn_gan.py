@@ -427,6 +427,9 @@ def test_the_sentence_names_squeezed_pictures():
 def test_trainer_settings_that_would_do_nothing_are_refused(changes, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         fit(technique(), tmp_path, **changes)
+    ((key, value),) = changes.items()
+    with pytest.raises(ValueError, match=said):
+        settle(plan_of("stn_gan", f"trainer.{key}={value}"))
 
 
 def test_a_classifier_that_would_learn_and_features_instead_of_pictures_are_refused(tmp_path):
