@@ -15,6 +15,7 @@ ANSWER: Record = {"task": "", "truth": None, "guess": "", "confidence": None}
 MOST_EXAMPLES = 24
 MOST_PICTURES = 36
 MOST_CLASS_ROWS = 30
+MOST_PANELS = 10
 MOST_MISTAKES = 6
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif"}
 
@@ -76,9 +77,10 @@ def _metric_panels(run: Run, stage: Stage, kept: int | None) -> list[Picture]:
     panels = [(by_task, f"Validation {metric_name(leading)} by task")] if len(by_task) > 1 else []
     several = ", mean over the tasks" if len(by_task) > 1 else ""
     panels += [(shares, f"Validation metrics{several}")] if shares else []
-    panels += [([key], f"Validation {metric_name(split_key(key)[2])}") for key in overall if key not in shares][:3]
+    panels += [([key], f"Validation {metric_name(split_key(key)[2])}") for key in overall if key not in shares]
     return [
-        curves([_validated(rows, key, by_task is keys) for key in keys], "epoch", title, kept) for keys, title in panels
+        curves([_validated(rows, key, by_task is keys) for key in keys], "epoch", title, kept)
+        for keys, title in panels[:MOST_PANELS]
     ]
 
 
