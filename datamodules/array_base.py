@@ -9,6 +9,7 @@ import numpy as np
 from datamodules.array_splits import (
     ArraySplits,
     carve,
+    equal_pictures,
     in_proportion,
     leak_sentence,
     leaks,
@@ -18,9 +19,11 @@ from datamodules.array_splits import (
 from datamodules.array_transforms import BatchAugment
 from datamodules.arrays import Arrays
 from datamodules.base import POLICIES
+from datamodules.companions import Mixture
 from datamodules.loader import Loaders
-from datamodules.photos import Batch
-from datamodules.splits import class_counts, count, label_notes, one_class, settle_leak
+from datamodules.photos import Batch, Photos
+from datamodules.revision import Revision
+from datamodules.splits import HELD_OUT, class_counts, count, label_notes, one_class, settle_leak, without
 from datamodules.transforms import Transform
 
 TASK = "class"
@@ -42,6 +45,8 @@ class ArrayDataModule(Loaders):
         train_images: size of a subset to train on, classes in proportion; null for all.
         test_images: size of a subset to test on; null for all.
         augment: random changes of training, see `BatchAugment`; null for none.
+        labels: what becomes of the labels of train, see `Revision`; null leaves them alone.
+        unlabelled: images beside those of each training batch, see `Mixture`; null for none.
 
     Raises:
         ValueError: a setting outside its range.
@@ -59,6 +64,8 @@ class ArrayDataModule(Loaders):
         train_images: int | None = None,
         test_images: int | None = None,
         augment: Mapping[str, Any] | None = None,
+        labels: Mapping[str, Any] | None = None,
+        unlabelled: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.subsets = {"train": train_images, "test": test_images}
@@ -79,6 +86,8 @@ class ArrayDataModule(Loaders):
         self.facts: dict[str, Any] = {}
         self.notes: list[str] = []
         self.weights = None
+        self.revision, self.planted, self.mixture = Revision.of(labels), {}, Mixture.of(unlabelled)
+        self.fake_class = self.dropped = None
 
     def read(self) -> ArraySplits:
         """`train` and `test` as the data set has them, checked; sets `facts`."""
@@ -131,8 +140,10 @@ class ArrayDataModule(Loaders):
         splits["train"] = self.trained(splits["train"])
         splits = self._disjoint(splits)
         splits = {name: self._subset(name, split) for name, split in splits.items()}
+        train = splits["train"]
+        splits["train"] = self.revise(train, [train.name(at) for at in range(len(train))])
         self._check(splits)
-        self.splits = splits
+        self.splits = self.mix(splits)
 
     def _carved(self, splits: ArraySplits) -> ArraySplits:
         """The splits with a seeded share of train as val, each class in proportion."""
@@ -174,6 +185,18 @@ class ArrayDataModule(Loaders):
                 self.notes.append(f"{name}: no image has a label")
         if (splits["train"].labels[TASK] >= 0).any():
             one_class(splits["train"], self.facts["classes"])
+
+    def strangers(self, paths: Sequence[Path], splits: Mapping[str, Any]) -> Photos:
+        """Photos of some folder as a split, made as small as the images; none that is held out, pixel by pixel."""
+        photos = Photos(paths, None, {}, [str(path) for path in paths], self.transform)
+        held_out = {name: split for name, split in splits.items() if name in HELD_OUT["unlabelled"]}
+        pairs = equal_pictures(photos, held_out)
+        if not pairs:
+            return photos
+        first = min(pairs)
+        sentence = f"{count(len(pairs), 'photo')} of unlabelled also held out, first {paths[first]} = {pairs[first]}"
+        self.notes.append(settle_leak(sentence, self.on_leak))
+        return photos if self.on_leak == "warn" else without(photos, list(pairs))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Change training images at random, all at once, on the device; batches of evaluation carry no draws."""

@@ -6,6 +6,7 @@ from hashlib import blake2b
 import numpy as np
 
 from datamodules.arrays import Arrays, Places
+from datamodules.photos import Photos
 from datamodules.splits import HELD_OUT, count
 
 ArraySplits = dict[str, Arrays]
@@ -37,6 +38,22 @@ def _digests(split: Arrays, places: Places) -> Iterator[bytes]:
         pixels = np.empty((len(index), *side), np.uint8)
         split.read(index, pixels, np.arange(len(index)))
         yield from (blake2b(image.data, digest_size=16).digest() for image in pixels)
+
+
+def equal_pictures(photos: Photos, splits: Mapping[str, Arrays]) -> dict[int, str]:
+    """Photos, by their places, that have the pixels of an image of some split, with the image's name."""
+    held = {
+        digest: f"{name} {split.name(at)}"
+        for name, split in splits.items()
+        for at, digest in enumerate(_digests(split, np.arange(len(split))))
+    }
+    found = {}
+    for at in range(len(photos)):
+        pixels = np.ascontiguousarray(photos[at]["image"].permute(1, 2, 0).numpy())
+        digest = blake2b(pixels.data, digest_size=16).digest()
+        if digest in held:
+            found[at] = held[digest]
+    return found
 
 
 def twin_notes(name: str, split: Arrays) -> list[str]:

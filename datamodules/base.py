@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules import images
+from datamodules.companions import Mixture
 from datamodules.loader import Loaders
 from datamodules.photos import Photos, describe
+from datamodules.revision import Revision
 from datamodules.splits import (
     Splits,
     carve,
@@ -48,6 +50,8 @@ class ImageDataModule(Loaders):
         on_leak: what to do about a photo in two splits: error, drop (from train, then val, never test) or warn.
         on_bad_image: what to do about a broken photo: error, or skip it and count it.
         val_share: share of train that becomes val where the data set has no val; 0 for none.
+        labels: what becomes of the labels of train, see `Revision`; null leaves them alone.
+        unlabelled: photos beside those of each training batch, see `Mixture`; null for none.
 
     Raises:
         ValueError: a setting outside its range.
@@ -63,6 +67,8 @@ class ImageDataModule(Loaders):
         on_leak: str,
         on_bad_image: str,
         val_share: float = 0.0,
+        labels: Mapping[str, Any] | None = None,
+        unlabelled: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         for name, size in {"batch_size": batch_size, "threads": threads}.items():
@@ -80,6 +86,8 @@ class ImageDataModule(Loaders):
         self.facts: dict[str, Any] = {}
         self.notes: list[str] = []
         self.weights = None
+        self.revision, self.planted, self.mixture = Revision.of(labels), {}, Mixture.of(unlabelled)
+        self.fake_class = self.dropped = None
 
     def read(self) -> Splits:
         """The splits as the data set lists them, before any look at the photos; sets `facts`."""
@@ -109,8 +117,10 @@ class ImageDataModule(Loaders):
         if "val" not in splits and self.val_share:
             splits = self.carve_val(splits, keys)
         splits = self.disjoint(splits, keys)
+        paths = [path.relative_to(self.root).as_posix() for path in splits["train"].paths]
+        splits = {**splits, "train": self.revise(splits["train"], paths)}
         self.check(splits)
-        self.splits = splits
+        self.splits = self.mix(splits)
 
     def check(self, splits: Splits) -> None:
         """Last look at the splits before they are used.
@@ -169,6 +179,21 @@ class ImageDataModule(Loaders):
         if self.on_leak == "warn":
             return splits
         return {name: without(photos, found.get(name, [])) for name, photos in splits.items()}
+
+    def strangers(self, paths: Sequence[Path], splits: Mapping[str, Photos]) -> Photos:
+        """Photos of some folder as a split: sound ones, and none that is held out."""
+        photos = Photos(paths, None, {}, [str(path) for path in paths], self.transform, self.on_bad_image == "skip")
+        held_out = {name: splits[name] for name in ("val", "test", "predict") if name in splits}
+        files = [path for split in (photos, *held_out.values()) for path in split.paths]
+        scans = images.scan_all(files, self.threads)
+        photos = self._sound("unlabelled", photos, scans)
+        found = leaks({"unlabelled": photos, **held_out}, images.same_content(scans))
+        if not found.get("unlabelled"):
+            return photos
+        found = {"unlabelled": found["unlabelled"]}
+        sentence = leak_sentence({"unlabelled": photos, **held_out}, images.same_content(scans), found)
+        self.notes.append(settle_leak(sentence, self.on_leak))
+        return photos if self.on_leak == "warn" else without(photos, found["unlabelled"])
 
     def name(self, split: str, index: int) -> str:  # type: ignore[override]  # Lightning leaves its `name` unused
         """Path of a photo, relative to the root."""

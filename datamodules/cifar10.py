@@ -45,6 +45,8 @@ class CIFAR10(ArrayDataModule):
         test_images: size of a subset to test on; null for all.
         download: fetch the published files if there is no folder of them.
         augment: random changes of training, see `BatchAugment`; null for none.
+        labels: what becomes of the labels of train, see `Revision`; null leaves them alone.
+        unlabelled: photos beside those of each training batch, see `Mixture`; null for none.
 
     Raises:
         ValueError: a setting outside its range.
@@ -62,8 +64,13 @@ class CIFAR10(ArrayDataModule):
         test_images: int | None = None,
         download: bool = False,
         augment: Mapping[str, Any] | None = None,
+        labels: Mapping[str, Any] | None = None,
+        unlabelled: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(root, SIDE, batch_size, seed, threads, on_leak, val_share, train_images, test_images, augment)
+        super().__init__(
+            root, SIDE, batch_size, seed, threads, on_leak, val_share, train_images, test_images, augment,
+            labels, unlabelled,
+        )  # fmt: skip
         self.download = download
 
     @classmethod

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,6 +79,8 @@ class FASCODE(ImageDataModule):
         classes: for each task a number of ids, names in the order of the ids, or null for those in the training file.
         balance: floor and ceiling of a class in an epoch (images, or a share of train); null for every photo once.
         augment: strengths of the random changes, see `Augment`.
+        labels: what becomes of the labels of train, see `Revision`; null leaves them alone.
+        unlabelled: photos beside those of each training batch, see `Mixture`; null for none.
 
     Raises:
         ValueError: a setting outside its range.
@@ -99,9 +102,13 @@ class FASCODE(ImageDataModule):
         classes: Mapping[str, Classes],
         balance: Mapping[str, float | None] | None = None,
         augment: Mapping[str, float] | None = None,
+        labels: Mapping[str, Any] | None = None,
+        unlabelled: Mapping[str, Any] | None = None,
     ) -> None:
         transform = Transform(image_size, fit, margin if crop == "box" else 0.0, Augment.of(augment))
-        super().__init__(root, transform, batch_size, seed, threads, on_leak, on_bad_image, val_share)
+        super().__init__(
+            root, transform, batch_size, seed, threads, on_leak, on_bad_image, val_share, labels, unlabelled
+        )
         if crop not in CROPS:
             raise ValueError(f"crop={crop!r} is not one of {', '.join(CROPS)}")
         if not classes:

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from math import floor
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -13,7 +14,8 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from datamodules.photos import Batch, Item, Unlabelled, each_tensor
+from datamodules.companions import Companions, Mixture
+from datamodules.photos import Batch, Item, Photos, Unlabelled, each_tensor
 from datamodules.revision import THRESHOLD, Revision
 from datamodules.samplers import EvalSampler, TrainSampler, Weights
 from datamodules.transforms import Box, Transform
@@ -113,6 +115,13 @@ class Loader(DataLoader[Batch]):
         self._resume = {"epoch": int(state["epoch"]), "done": int(state["done"])}
 
 
+def label_counts(labels: Mapping[str, NDArray[np.int64]], classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The fact `counts`: training labels of each class of each task, for losses that balance by them."""
+    known = {task: ids[ids >= 0] for task, ids in labels.items() if task in classes}
+    counts = {task: np.bincount(ids, minlength=len(classes[task])).tolist() for task, ids in known.items()}
+    return {"counts": counts} if counts else {}
+
+
 class Loaders(LightningDataModule):
     """The loaders of a DataModule, the same for every kind of split and for any number of processes.
 
@@ -124,6 +133,7 @@ class Loaders(LightningDataModule):
         planted: for each task which labels of train were made wrong on purpose; empty if none were.
         fake_class: name of the last class of each task where it is that of threshold samples.
         dropped: photos of train of which a verdict dropped a label; None if there were no verdicts.
+        mixture: where unlabelled photos of training batches come from; None for none.
     """
 
     root: Path
@@ -137,8 +147,9 @@ class Loaders(LightningDataModule):
     notes: list[str]
     revision: Revision
     planted: dict[str, NDArray[np.bool_]]
-    fake_class: str | None = None
-    dropped: Any = None
+    fake_class: str | None
+    dropped: Any
+    mixture: Mixture | None
 
     def loader(self, split: str, sampler: TrainSampler | EvalSampler, batch_size: int) -> Any:
         """Batches of a split in the order of a sampler; a training epoch leaves out a last batch that is not full."""
@@ -182,6 +193,30 @@ class Loaders(LightningDataModule):
         train = train.keep(left)
         train.labels = {task: ids[left] for task, ids in done.labels.items()}
         return train
+
+    def mix(self, splits: Mapping[str, Any]) -> dict[str, Any]:
+        """The splits with unlabelled photos beside those of train, if there are to be any.
+
+        Raises:
+            FileNotFoundError: the folder of them is not there.
+            ValueError: a source or a ratio with which there are none, or a folder that holds photos of val or test.
+        """
+        self.facts |= label_counts(splits["train"].labels, self.facts.get("classes", {}))
+        if self.mixture is None:
+            return dict(splits)
+        source, ratio = self.mixture.source, self.mixture.ratio
+        if source == "dropped" and self.dropped is None:
+            raise ValueError("unlabelled.source=dropped needs verdicts on labels: set labels.kept, or another source")
+        if floor(self.batch_size * ratio) < 2 * self._place()[1]:
+            raise ValueError(f"unlabelled.ratio={ratio} of batch_size={self.batch_size} is not two photos: raise one")
+        known = {"dropped": self.dropped, "train": splits["train"]}
+        photos = known[source] if source in known else self.strangers(self.mixture.photos(), splits)
+        self.notes.append(f"unlabelled: {len(photos):,} photos ({source}), {ratio:g} for each labelled one of a batch")
+        return {**splits, "train": Companions(splits["train"], photos, ratio)}
+
+    def strangers(self, paths: Sequence[Path], splits: Mapping[str, Any]) -> Photos:
+        """Photos of some folder as a split, checked as those of the data set are."""
+        raise NotImplementedError
 
     def exactly(self, split: str, index: NDArray[np.int64]) -> Loader:
         """These pictures of a split, in this order, as evaluation sees them."""

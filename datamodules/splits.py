@@ -12,7 +12,9 @@ from datamodules.photos import Labels, Photos
 Keys = Mapping[Path, bytes]  # equal where the files are equal
 Splits = dict[str, Photos]
 
-HELD_OUT = {"train": ("val", "test", "predict"), "val": ("test", "predict")}  # who gives way to whom
+HELD_OUT = {  # who gives way to whom
+    "train": ("val", "test", "predict"), "unlabelled": ("val", "test", "predict"), "val": ("test", "predict")
+}  # fmt: skip
 
 
 def count(n: int, noun: str) -> str:

@@ -37,7 +37,7 @@ def make_plan(cfg: DictConfig, overrides: Sequence[str], experiment: str, out: P
     plan = _resolved(cfg)
     _refuse_unread(plan)
     _lay_trainer(plan, {k.removeprefix("trainer."): v for k, v in typed.items() if k.startswith("trainer.")}, typed)
-    _choose(plan)
+    choose(plan)
     return {"experiment": experiment} | plan
 
 
@@ -81,10 +81,27 @@ def _lay_trainer(plan: Plan, from_command: dict[str, Any], typed: dict[str, Any]
         stage["trainer"] = plan["trainer"] | stage["trainer"] | resolved | own
 
 
-def _choose(plan: Plan) -> None:
-    for name in plan["only"] or []:
-        if name not in plan["stages"]:
+def choose(plan: Plan) -> None:
+    """Settle `only`: a stage, or of stages that the data make all (`expert`) or one (`nike`, `Nike`, `expert/nike`).
+
+    Raises:
+        ValueError: There is no such stage.
+    """
+    only = plan["only"]
+    if only is None or any(stage["each"] and "item" not in stage for stage in plan["stages"].values()):
+        return  # which stages there are is known when the data were looked at
+    chosen: dict[str, None] = {}
+    for wanted in [only] if isinstance(only, str | int) else only:
+        found = [name for name, stage in plan["stages"].items() if str(wanted) in _names(name, stage)]
+        if not found:
             known = ", ".join(plan["stages"])
             raise ValueError(
-                f"only=[{name}]: there is no such stage{nearest(name, plan['stages'])} (there are {known})"
+                f"only=[{wanted}]: there is no such stage{nearest(str(wanted), plan['stages'])} (there are {known})"
             )
+        chosen |= dict.fromkeys(found)
+    plan["only"] = list(chosen)
+
+
+def _names(name: str, stage: dict[str, Any]) -> set[str]:
+    """All that a stage may be called by."""
+    return {name} if stage.get("item") is None else {name, *name.split("/"), str(stage["item"])}

@@ -12,7 +12,7 @@ def checkpoint_of(run: str | None) -> str:
     Raises:
         ValueError: No run was named, there is none of that name, or nothing of it has finished.
     """
-    from engine.stage import find_checkpoint
+    from engine.checkpoints import find_checkpoint
 
     if run is None:
         raise ValueError("encoder_from is not set: name a finished run or a stage's .ckpt, encoder_from=outputs/...")
@@ -27,7 +27,7 @@ def encoder_of(run: str | None) -> dict[str, Any]:
     Raises:
         ValueError: The checkpoint is not a stage's, or its technique has no encoder.
     """
-    from engine.stage import read_checkpoint
+    from engine.checkpoints import read_checkpoint
 
     path = checkpoint_of(run)
     node = read_checkpoint(Path(path))["stage"]["module"].get("encoder")

@@ -13,9 +13,9 @@ from hydra.utils import get_class, get_method
 from PIL import Image
 from tqdm import tqdm
 
+from engine.checkpoints import load_stage
 from engine.commands.predict import find_photos
 from engine.report import thumbnail
-from engine.stage import load_stage
 
 GALLERY = "callbacks.gallery.Gallery"
 FINGERPRINT = "callbacks.gallery.fingerprint"

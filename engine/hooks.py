@@ -20,6 +20,9 @@ from torch import Tensor
 from engine.progress import Progress
 
 Batch = Any
+# What a queue sends before it takes a machine away: SLURM's --signal=USR1@180, submitit's USR2.
+PREEMPTION = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+SAME_REQUEST = 2.0  # seconds in which a signal may arrive again by another way
 
 
 class StepLog(Callback):
@@ -39,6 +42,7 @@ class StepLog(Callback):
         self.last_row = -1
         self.asked_to_stop = False
         self.signal = 0
+        self._asked_at = 0.0
         self._pending: deque[tuple[_Step, list[str], Tensor, Any]] = deque()  # still on the device, or on their way
         self._wait = self._total = self._last = 0.0
         self._handlers: dict[int, Any] = {}
@@ -55,14 +59,15 @@ class StepLog(Callback):
         self.last_row = state_dict["last_row"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take SIGTERM and SIGINT over from Lightning, whose own handler broadcasts inside it and hangs two ranks."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """Take signals over from Lightning, whose own handler broadcasts inside it and hangs two ranks."""
+        for number in (signal.SIGTERM, signal.SIGINT, *PREEMPTION):
             self._handlers[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:  # asked twice: at once
+        if not self.signal:
+            self.signal, self._asked_at = number, time.monotonic()
+        elif time.monotonic() - self._asked_at > SAME_REQUEST:  # asked again: at once
             sys.exit(128 + number)
-        self.signal = number
 
     def _restore_handlers(self) -> None:
         while self._handlers:

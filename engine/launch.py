@@ -14,12 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engine.cluster import meeting_point
 from engine.devices import processes_here, world_size
+from engine.hooks import PREEMPTION
 from engine.runs import write_json
 from engine.stage import Spec, run_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 GRACE = 60  # seconds that ranks have to write a checkpoint after SIGTERM
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, *PREEMPTION)  # handed on to the ranks
 
 
 class RankFailed(ChildProcessError):
@@ -33,7 +36,7 @@ def launch(spec: Spec) -> None:
         RankFailed: A rank failed; the message names it, its exit code and its error.
         SystemExit: A signal asked to stop; the code is 128 + its number.
     """
-    path = write_spec(spec)
+    path = write_spec(spec) if spec.get("cluster", {}).get("node", 0) == 0 else spec_path(spec)
     if world_size(spec["stage"]["trainer"]) == 1:
         run_spec(spec)
     else:
@@ -44,13 +47,15 @@ def launch(spec: Spec) -> None:
 
 def write_spec(spec: Spec) -> Path:
     """Leave the spec in the stage's folder, for other processes and as a record."""
-    home = Path(spec["out"]) / spec["name"]
-    home.mkdir(parents=True, exist_ok=True)
-    path = home / (
-        "spec.json" if spec["do"] == "fit" else f"{spec['do']}.json"
-    )  # an evaluation leaves the fit's record
+    path = spec_path(spec)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, spec)
     return path
+
+
+def spec_path(spec: Spec) -> Path:
+    """Where a spec lies; an evaluation leaves the fit's record."""
+    return Path(spec["out"]) / spec["name"] / ("spec.json" if spec["do"] == "fit" else f"{spec['do']}.json")
 
 
 def _launch_ranks(spec: Spec, path: Path) -> None:
@@ -61,9 +66,10 @@ def _launch_ranks(spec: Spec, path: Path) -> None:
     trainer = spec["stage"]["trainer"]
     nodes = int(trainer.get("num_nodes", 1))
     config = LaunchConfig(
-        min_nodes=nodes, max_nodes=nodes, nproc_per_node=processes_here(trainer), rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", run_id=f"{Path(spec['out']).name}-{spec['name']}", max_restarts=0,
-        monitor_interval=0.2, shutdown_timeout=GRACE,
+        min_nodes=nodes, max_nodes=nodes, nproc_per_node=processes_here(trainer),
+        run_id=f"{Path(spec['out']).name}-{spec['name']}", max_restarts=0, monitor_interval=0.2,
+        shutdown_timeout=GRACE, signals_to_handle=",".join(signal.Signals(number).name for number in SIGNALS),
+        **meeting_point(spec),
     )  # fmt: skip
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says, RankFailed says better
     try:
@@ -80,12 +86,15 @@ def _cause(failures: Mapping[int, Any]) -> tuple[int, Any]:
     """The rank that took the others with it; their own errors (a connection closed by a peer) follow within moments.
 
     One that was killed or left without an error could write no record, and its time is only that of its discovery, so
-    it comes first; records carry whole seconds, so their files' times decide.
+    it comes first; records carry whole seconds, so their files' times decide. Last come those that ended by SIGTERM:
+    on a busy machine the launcher, which sent it, may find them together with the one that failed.
     """
 
-    def order(rank: int) -> tuple[bool, float]:
-        record = Path(failures[rank].error_file)
-        return record.is_file(), record.stat().st_mtime if record.is_file() else failures[rank].timestamp
+    def order(rank: int) -> tuple[bool, bool, float]:
+        failure = failures[rank]
+        record = Path(failure.error_file)
+        ended = failure.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM)
+        return ended, record.is_file(), record.stat().st_mtime if record.is_file() else failure.timestamp
 
     rank = min(failures, key=order)
     return rank, failures[rank]
@@ -101,8 +110,7 @@ def _first_line(failure: Any) -> str:
 @contextmanager
 def _own_signals() -> Iterator[None]:
     """The launcher leaves its handlers installed; a stage that runs in this process afterwards must not meet them."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    handlers = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from engine.record import read_rows
+from engine.record import read_json, read_rows
 
 
 class MetricsFile(Logger):
@@ -91,7 +91,8 @@ def wandb_logger(
     os.environ.setdefault("WANDB_SILENT", "true")
     id_file = out / "wandb_id"
     if is_first_process() and not id_file.is_file():
-        id_file.write_text(secrets.token_hex(4), encoding="utf-8")
+        agents = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None  # a W&B sweep's own
+        id_file.write_text(agents or secrets.token_hex(4), encoding="utf-8")
     run_id = id_file.read_text(encoding="utf-8") if id_file.is_file() else None
     logger = WandbLogger(
         save_dir=str(out), project=project, entity=entity, id=run_id, name=f"{out.parent.name}/{out.name}",
@@ -139,6 +140,17 @@ def introduce_run(loggers: list[Logger], config: dict[str, Any], metric: str, mo
         run.config.update(config, allow_val_change=True)
         for name, best in {"train/loss": "min", "val/loss": "min", metric: mode}.items():
             run.define_metric(name, summary=best, step_metric="trainer/global_step")
+
+
+def show_pictures(loggers: list[Logger], home: Path) -> None:
+    """Give W&B what callbacks drew in a stage's folder: `pictures/<name>.json` as `pictures/<name>`."""
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger) or not is_first_process():
+            continue
+        for path in sorted((home / "pictures").glob("*.json")):
+            entries = [entry for entry in read_json(path, [], []) if (home / str(entry.get("image"))).is_file()]
+            titles = [str(entry.get("title", "")) for entry in entries]
+            logger.log_image(f"pictures/{path.stem}", [str(home / entry["image"]) for entry in entries], caption=titles)
 
 
 def finish_wandb(exit_code: int) -> None:

@@ -112,7 +112,7 @@ def labels(names: Sequence[str], numbered: bool = False) -> tuple[list[str], lis
 def curves(lines: Sequence[Curve], xlabel: str, title: str, mark: float | None = None) -> Picture:
     """Lines over steps or epochs, each named at its end; `mark` is the epoch whose weights were kept."""
     names, legend = labels([line.name for line in lines])
-    with _style():
+    with style():
         figure = Figure(figsize=(4.5, 2.6), layout="constrained")
         axes = figure.subplots()
         for number, (line, colour) in enumerate(zip(lines, _cycle(len(lines)), strict=True)):
@@ -121,7 +121,7 @@ def curves(lines: Sequence[Curve], xlabel: str, title: str, mark: float | None =
         if mark is not None:
             axes.axvline(mark, color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
         _name_at_end(axes, lines, names)
-        svg = _svg(figure, fit=False)  # the same size for all: they stand side by side
+        svg = as_svg(figure, fit=False)  # the same size for all: they stand side by side
     return Picture(svg, f"{title} over {xlabel}: {', '.join(line.name for line in lines)}", legend)
 
 
@@ -156,7 +156,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
     """
     matrix, shown = reduced(matrix, classes)
     names, legend = labels(shown, numbered=True)
-    with _style():
+    with style():
         size = len(shown)
         side = 0.32 * size if size <= MOST_WITH_COUNTS else 0.17 * size
         figure = Figure(figsize=(side, side))
@@ -164,7 +164,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
         for row, counts in enumerate(matrix):
             _shade(axes, row, counts, with_counts=size <= MOST_WITH_COUNTS)
         _frame(axes, names)
-        svg = _svg(figure, fit=True)
+        svg = as_svg(figure, fit=True)
     return Picture(svg, f"Confusion matrix of {title}: {size} true classes by answers", legend)
 
 
@@ -184,7 +184,7 @@ def reduced(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> tuple[li
     return small, [names[i] for i in kept] + [f"others ({size - len(kept)})"]
 
 
-def _style() -> Any:
+def style() -> Any:
     """Settings for one picture, put back afterwards."""
     text = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK)
     marks = {"axes.edgecolor": RULE, "xtick.color": RULE, "ytick.color": RULE, "grid.color": RULE}
@@ -264,7 +264,7 @@ def _frame(axes: Axes, names: Sequence[str]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _svg(figure: Figure, fit: bool) -> str:
+def as_svg(figure: Figure, fit: bool) -> str:
     """The figure as SVG whose colours are variables, set for light and for dark; `fit` cuts it to its content."""
     file = io.StringIO()
     plain = {"Date": None, "Creator": None}  # the same figures give the same bytes

@@ -13,7 +13,7 @@ from engine.compose import Plan
 from engine.devices import world_size
 from engine.features import gigabytes, obstacle
 from engine.stage import build_data, draw_sample, fill
-from engine.suggest import explain
+from engine.suggest import explain, flatten
 
 Row = tuple[str, str, str]  # what, finding, "" | "note" | "problem"
 
@@ -36,6 +36,9 @@ def preflight(plan: Plan) -> int:
 
 def _look(name: str, stage: dict[str, Any], plan: Plan) -> list[Row]:
     """One stage: counts, classes, every photo decoded, the module built (weights and heads), kept features."""
+    files = [value for value in flatten(stage["data"]).values() if str(value).startswith(f"{plan['out']}/")]
+    if awaited := [Path(file).relative_to(plan["out"]) for file in files if not Path(file).exists()]:
+        return [(f"{name}: data", f"not looked at: {awaited[0]} is what an earlier stage will write", "note")]
     if plan["sample"]:
         draw_sample(stage["data"])
     try:

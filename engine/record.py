@@ -19,6 +19,7 @@ T = TypeVar("T", Record, list[Record])
 # By these a folder inside a run is known as a stage's, also when config.yaml is lost.
 STAGE_FILES = ("metrics.jsonl", "data.json", "parameters.json")
 NOT_STAGES = ("environment", "failure")
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there; a list reads many
 
 
 @dataclass
@@ -65,6 +66,16 @@ class Stage:
         """What callbacks want shown: the entries of `pictures/*.json`, the lists in the order of their names."""
         lists = sorted((self.folder / "pictures").glob("*.json"))
         return [entry for path in lists for entry in read_json(path, [], self.unreadable)]
+
+    @cached_property
+    def review(self) -> list[Record]:
+        """The most suspicious labels, worst first."""
+        return read_json(self.folder / "review.json", [], self.unreadable)
+
+    @cached_property
+    def margins(self) -> Record:
+        """How many labels of each task and class were judged and found suspicious."""
+        return read_json(self.folder / "margins.json", {}, self.unreadable)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -169,7 +180,7 @@ def read_config(path: Path, unreadable: list[str]) -> Record:
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
     except (OSError, ValueError, yaml.YAMLError) as error:
         unreadable.append(f"{path.name}: {error}")
         return {}

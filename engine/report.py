@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageOps
 
-from engine import sections
+from engine import review, sections
 from engine.record import Record, Run, Stage, read_run
 from engine.results import figure, judged_stage, result_tables, scores_of, verdict
 from engine.runs import write_text
@@ -113,6 +113,8 @@ def _stage_view(run: Run, stage: Stage, unfold: bool) -> dict[str, Any]:
         "confusions": sections.confusions(stage),
         "examples": sections.examples(stage),
         "pictures": sections.pictures(stage),
+        "suspects": review.suspects(stage),
+        "judgements": review.judgements(stage),
         "parameters": sections.parameter_rows(stage),
         "data": stage.data,
         "twin": twin.name if twin else None,

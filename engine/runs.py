@@ -22,12 +22,14 @@ from engine.suggest import flatten, nearest
 
 # A change of these changes how a run is made or how long it lasts, not what it means.
 SAFE = (
-    "logger", "theirs", "out", "out_dir", "only", "start_from", "resume", "force", "check", "checkpoint_every",
+    "logger", "theirs", "out", "out_dir", "folder", "cluster", "only", "start_from", "resume", "force", "check",
+    "checkpoint_every",
     "trainer",  # laid over each stage's own, which is looked at key by key
     *(f"stages.*.trainer.{key}" for key in (
         "accelerator", "devices", "num_nodes", "strategy", "max_epochs", "max_steps", "max_time", "log_every_n_steps",
         "profiler", "limit_test_batches",
     )),
+    "stages.*.lanes",
     *(f"stages.*.data.{key}" for key in ("threads", "download")),
 )  # fmt: skip
 VERSIONS = ("torch", "torchvision", "lightning", "hydra-core", "timm", "torchmetrics", "wandb", "numpy", "pillow")
@@ -98,12 +100,21 @@ def changes(old: Plan, new: Plan) -> list[tuple[str, Any, Any, bool]]:
         {k: v for k, v in flatten(plan).items() if not isinstance(v, dict) or not v} for plan in (old, new)
     )
     relative = (str(old.get("out")), str(new.get("out")))
-    rows = []
-    for key in sorted(before.keys() | after.keys()):
+    rows: list[tuple[str, Any, Any, bool]] = []
+    keys = before.keys() | after.keys()
+    for name in _items(old) ^ _items(new):  # what the data gained or lost changes no other stage
+        keys = {key for key in keys if not key.startswith(f"stages.{name}.")}
+        rows.append((f"stages.{name}", *(("there", None) if name in old["stages"] else (None, "there")), True))
+    for key in sorted(keys):
         was, now = before.get(key), after.get(key)
         if str(was).replace(relative[0], "") != str(now).replace(relative[1], ""):
             rows.append((key, was, now, is_safe(key)))
     return rows
+
+
+def _items(plan: Plan) -> set[str]:
+    """The stages that the data made."""
+    return {name for name, stage in plan.get("stages", {}).items() if stage.get("item") is not None}
 
 
 def is_safe(key: str) -> bool:
@@ -123,10 +134,17 @@ def stage_key(stage: dict[str, Any], name: str, seed: int, out: Path) -> str:
         if isinstance(value, dict) or is_safe(f"stages.{name}.{key}"):
             continue
         digest.update(f"{key}={str(value).replace(str(out), '')}\n".encode())
-        if isinstance(value, str) and value.startswith(str(out)) and Path(value).is_file():
-            with open(value, "rb") as file:
+        for path in _inputs(value, out):
+            with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _inputs(value: Any, out: Path) -> list[Path]:
+    """The run's files that a value names; of a folder of stages the done-files, which change when one is redone."""
+    if not isinstance(value, str) or not value.startswith(f"{out}/"):
+        return []
+    return sorted(Path(value).glob("*.json")) if Path(value).is_dir() else [Path(value)] * Path(value).is_file()
 
 
 @contextmanager

@@ -45,15 +45,29 @@ class Features(Enum):
 
 @dataclass
 class Stage:
-    """One fit: a technique, its data, its callbacks, and what it changes of the run's trainer."""
+    """One fit: a technique, its data, its callbacks, and what it changes of the run's trainer.
+
+    `each` names an argument of the data: the stage becomes one stage for every value that the data have for it. `joins`
+    names arguments of the module, and the finished stages (a checkpoint, or a folder of them) that each is made of.
+    """
 
     module: dict[str, Any] = MISSING
     data: dict[str, Any] = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     features: Features = Features.auto
+    each: str | None = None
+    joins: dict[str, Any] = field(default_factory=dict)
     metric: str = "${metric}"
     mode: Mode = II("mode")  # noqa: RUF009 - a string that OmegaConf resolves
+
+
+@dataclass
+class Cluster:
+    """Where this machine stands among `trainer.num_nodes`, and where they meet."""
+
+    node: int = 0
+    rendezvous: str | None = None
 
 
 @dataclass
@@ -81,12 +95,14 @@ class Run:
     data_dir: str = MISSING
     out_dir: str = MISSING
     out: str | None = None
+    folder: str | None = None
+    cluster: Cluster = field(default_factory=Cluster)
     sample: bool = False
     on_leak: Leak = Leak.error
     on_bad_image: BadImage = BadImage.error
     checkpoint_every: float = MISSING
     features_gb: float = MISSING
-    only: list[str] | None = None
+    only: Any = None
     start_from: str | None = None
     encoder_from: str | None = None
     resume: str | None = None

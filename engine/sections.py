@@ -139,7 +139,7 @@ def examples(stage: Stage) -> dict[str, list[Record]]:
         group = views["right" if example.get("right") else "wrong"]
         if len(group) < MOST_EXAMPLES:
             answers = [ANSWER | answer | {"right": _right(answer)} for answer in example.get("answers") or []]
-            uri = _embedded(stage.folder, str(example.get("image", "")))
+            uri = embedded(stage.folder, str(example.get("image", "")))
             group.append({"uri": uri, "name": example.get("name", ""), "answers": answers})
     return views
 
@@ -149,7 +149,7 @@ def pictures(stage: Stage) -> list[Record]:
     entries = stage.pictures[:MOST_PICTURES]
     return [
         {key: str(entry.get(key, "")) for key in ("title", "caption")}
-        | {"uri": _embedded(stage.folder, str(entry.get("image", "")))}
+        | {"uri": embedded(stage.folder, str(entry.get("image", "")))}
         for entry in entries
     ]
 
@@ -159,7 +159,7 @@ def _right(answer: Record) -> bool | None:
     return None if answer.get("truth") is None else answer["truth"] == answer.get("guess")
 
 
-def _embedded(folder: Path, name: str) -> str | None:
+def embedded(folder: Path, name: str) -> str | None:
     """A picture of the run folder as a data URI; None if it is gone, or if its path leads out of the folder."""
     path = (folder / name).resolve()
     mime = MIME.get(path.suffix.lower())

@@ -18,10 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.check import check_targets
+from engine.cluster import meet
 from engine.compose import Plan, make_plan
 from engine.console import log_to
 from engine.devices import settle_trainer, world_size
 from engine.each import expand, item_seed, look_up, spread
+from engine.outcome import print_items, print_stage
+from engine.record import read_json
 from engine.runs import (
     changes,
     environment,
@@ -48,6 +51,10 @@ def start(cfg: DictConfig, hydra: HydraConf) -> float | None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     experiment = hydra.runtime.choices.get("experiment") or "run"
     overrides = list(hydra.overrides.task)
+    if cfg.folder and cfg.resume:
+        raise ValueError(f"folder={cfg.folder} goes on with what lies there by itself: leave out resume={cfg.resume}")
+    if cfg.folder and hydra.mode == RunMode.MULTIRUN:
+        raise ValueError(f"folder={cfg.folder} is for one run; the jobs of a multirun have a folder each")
     for key in ("resume", "start_from"):
         if cfg[key] and not (key == "resume" and hydra.mode == RunMode.MULTIRUN):
             find_folder(cfg[key], cfg.out_dir, experiment, key)
@@ -63,7 +70,8 @@ def start(cfg: DictConfig, hydra: HydraConf) -> float | None:
     plan = make_plan(cfg, overrides, experiment, out)
     settle(plan)
     expand(plan, items)
-    return _Session(plan, out, hydra).run()
+    meet(plan)
+    return (_Session if plan["cluster"]["node"] == 0 else _Follower)(plan, out, hydra).run()
 
 
 def settle(plan: Plan) -> None:
@@ -94,6 +102,8 @@ def _check_batch(name: str, stage: dict[str, Any]) -> None:
 def _folder(cfg: DictConfig, hydra: HydraConf, experiment: str) -> Path:
     if hydra.mode == RunMode.MULTIRUN:  # `resume` named the sweep's folder, in which each job finds its own
         return (Path(hydra.sweep.dir) / hydra.sweep.subdir).resolve()
+    if cfg.folder:
+        return Path(cfg.folder).resolve()
     if cfg.resume:
         return find_folder(cfg.resume, cfg.out_dir, experiment).resolve()
     return new_folder(cfg.out_dir, experiment).resolve()
@@ -104,8 +114,14 @@ class _Session:
 
     def __init__(self, plan: Plan, out: Path, hydra: HydraConf) -> None:
         self.plan, self.out = plan, out
-        if plan["logger"] and "group" in plan["logger"] and hydra.mode == RunMode.MULTIRUN:
-            plan["logger"]["group"] = plan["logger"]["group"] or Path(hydra.sweep.dir).name
+        # A sweep's job that lies there already was begun by the same sweep: a queue took its machine away.
+        self.goes_on = bool(plan["resume"] or plan["folder"] or hydra.mode == RunMode.MULTIRUN)
+        logger = plan["logger"] or {}
+        if "group" in logger and hydra.mode == RunMode.MULTIRUN:
+            logger["group"] = logger["group"] or Path(hydra.sweep.dir).name
+        if "tags" in logger:  # by these a dashboard finds the runs of a technique
+            of = (plan["experiment"], hydra.runtime.choices.get("sweep"), "sample" if plan["sample"] else None)
+            logger["tags"] = list(dict.fromkeys([*filter(None, of), *logger["tags"]]))
 
     def run(self) -> float | None:
         with ExitStack() as locks:
@@ -170,6 +186,9 @@ class _Session:
                 if (source / file).is_file():
                     (self.out / file).parent.mkdir(parents=True, exist_ok=True)
                     copy2(source / file, self.out / file)
+            for table in (source / name).glob("*.csv"):  # such as kept.csv, which a person may have edited
+                (self.out / name).mkdir(parents=True, exist_ok=True)
+                copy2(table, self.out / name / table.name)
 
     def _batches(self) -> list[list[str]]:
         """The chosen stages in order; those that the data made of one stage together, for they need not wait."""
@@ -193,20 +212,20 @@ class _Session:
         stage = self.plan["stages"][name]
         self._refuse_missing_files(name, stage)
         spec = {key: self.plan[key] for key in ("experiment", "sample", "checkpoint_every", "features_gb", "logger")}
-        spec |= {"do": "fit", "name": name, "out": str(self.out), "stage": stage, "resume": bool(self.plan["resume"])}
+        spec |= {"do": "fit", "name": name, "out": str(self.out), "stage": stage, "resume": self.goes_on}
+        spec["cluster"] = self.plan["cluster"]
         spec["seed"] = item_seed(self.plan["seed"], stage)
         spec["key"] = stage_key(stage, name, self.plan["seed"], self.out)
         done = self.out / f"{name}.json"
-        if done.is_file():
-            before = json.loads(done.read_text(encoding="utf-8"))
+        if before := read_json(done, {}, []):
             if before["key"] == spec["key"] and stage["trainer"]["max_epochs"] <= before["epochs"]:
                 log.info("%s: finished before, skipped", name)
                 return None
             if before["key"] != spec["key"]:
                 log.info("%s: finished before with another config or other inputs, made anew", name)
                 spec["resume"] = False
-            done.unlink()
-        if self.plan["sample"]:
+            done.unlink(missing_ok=True)
+        if self.plan["sample"] and self.plan["cluster"]["node"] == 0:
             from engine.stage import draw_sample
 
             draw_sample(stage["data"])
@@ -237,23 +256,38 @@ class _Session:
     def _close(self) -> float | None:
         from engine.report import write_report
 
-        result: dict[str, Any] = {}
-        for name in self._chosen():
-            result = json.loads((self.out / f"{name}.json").read_text(encoding="utf-8"))
-            self._print_table(name, result)
+        results = {name: self._result(name) for name in self._chosen()}
+        for names in self._batches():
+            if len(names) > 1:
+                print_items({name: results[name] for name in names})
+            else:
+                print_stage(names[0], results[names[0]], self._theirs(names[0]))
         log.info("report: %s", write_report(self.out))
+        result = list(results.values())[-1]
         value = result["metrics"].get(result["judged_by"])
         return float(value) if value is not None else None
 
-    def _print_table(self, name: str, result: dict[str, Any]) -> None:
+    def _result(self, name: str) -> dict[str, Any]:
+        result: dict[str, Any] = json.loads((self.out / f"{name}.json").read_text(encoding="utf-8"))
+        return result
+
+    def _theirs(self, name: str) -> dict[str, float]:
+        """The source's figures for a stage's test; those of the last stage bear no stage's name."""
         figures = (self.plan["theirs"] or {}).get("figures", {})
-        stage = "" if name == list(self.plan["stages"])[-1] else f"{name}: "  # the last stage's figures bear no name
-        theirs = {k.removeprefix(stage): v for k, v in figures.items() if k.startswith(f"{stage}test/")}
-        table = Table("metric", "validation", "test", *(["the source's, on its data"] if theirs else []), title=name)
-        keys = dict.fromkeys(key.partition("/")[2] for key in result["metrics"])
-        for key in keys:
-            cells = [result["metrics"].get(f"{split}/{key}") for split in ("val", "test")]
-            shown = [f"{v:.4f}" if v is not None else "" for v in cells]
-            source = theirs.get(f"test/{key}")
-            table.add_row(key, *shown, *([f"{source:.4f}" if source is not None else ""] if theirs else []))
-        Console().print(table)
+        stage = "" if name == list(self.plan["stages"])[-1] else f"{name}: "
+        return {k.removeprefix(stage): v for k, v in figures.items() if k.startswith(f"{stage}test/")}
+
+
+class _Follower(_Session):
+    """The same run on another machine than the first: it takes part in every stage; the first machine writes."""
+
+    def _open(self, locks: ExitStack) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        log_to(self.out / f"node{self.plan['cluster']['node']}.log")
+        self._introduce()
+
+    def _record_failure(self, error: BaseException) -> None:
+        log.debug("this machine ended with an error", exc_info=True)
+
+    def _close(self) -> None:
+        """Nothing to print: the first machine has the results."""

@@ -16,12 +16,14 @@ from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from engine.check import check_targets
+from engine.checkpoints import load_stage
 from engine.features import CacheFeatures, wrap
 from engine.hooks import LastCheckpoint, RandomState, StepLog
-from engine.loggers import MetricsFile, finish_wandb, introduce_run
+from engine.joins import Joined
+from engine.loggers import MetricsFile, finish_wandb, introduce_run, show_pictures
 from engine.progress import Progress
 from engine.record import read_rows
-from engine.runs import read_plan, write_json
+from engine.runs import write_json
 
 log = logging.getLogger("nunchi")
 Spec = dict[str, Any]
@@ -70,6 +72,7 @@ def fit_stage(spec: Spec) -> dict[str, Any]:
         fit_seconds, best = _timed(_fit, built, spec)
         test_seconds, metrics = _timed(_test, built, best)
         result = _result(built, spec, best, metrics, {"build": seconds, "fit": fit_seconds, "test": test_seconds})
+        show_pictures(built.trainer.loggers, Path(built.trainer.default_root_dir))
         _save(built, spec, result)
         exit_code = 0
         return result
@@ -88,30 +91,32 @@ def build(spec: Spec) -> Built:
     """Data first, then the module with what only the data know filled in, then callbacks, loggers and trainer."""
     stage, home = dict(spec["stage"]), Path(spec["out"]) / spec["name"]
     pl.seed_everything(spec["seed"], verbose=False)
-    data = build_data(stage["data"])
-    stage["module"] = fill(stage["module"], data.facts)
+    data, joined = build_data(stage["data"]), Joined(stage["joins"])
+    stage["module"] = fill(stage["module"], data.facts | joined.facts)
     check_targets(stage["module"], f"stages.{spec['name']}.module", filled=True)
     pl.seed_everything(spec["seed"], verbose=False)
     module = instantiate(stage["module"], _convert_="all")
+    if joined.states:
+        module.join(joined.states)
     wrapped = wrap(stage | {"features_gb": spec["features_gb"]}, spec["name"], module, data)
     step_log = StepLog(Progress(spec["name"]), stage["metric"])
     checkpoint = LastCheckpoint(home / "last.ckpt", spec["checkpoint_every"], step_log)
     callbacks = [instantiate(node, _convert_="all") for node in _in_order(stage["callbacks"])]
     trainer = instantiate(
         stage["trainer"], _convert_="all", default_root_dir=str(home), logger=_loggers(spec, home),
-        callbacks=[step_log, RandomState(), *callbacks, *_cache(wrapped, data, spec), checkpoint],
+        callbacks=[step_log, RandomState(), *callbacks, *_cache(wrapped, data, stage), checkpoint],
         use_distributed_sampler=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=True,
     )  # fmt: skip
     _describe_data(data, spec, home)
     return Built(module, wrapped, trainer, step_log, stage)
 
 
-def _cache(wrapped: Any, data: Any, spec: Spec) -> list[CacheFeatures]:
+def _cache(wrapped: Any, data: Any, stage: dict[str, Any]) -> list[CacheFeatures]:
     if wrapped is data:
         return []
-    stage = spec["stage"]
     home = Path(stage["data"]["root"]).parent / ".features"  # beside the data, so that every run on them finds it
-    return [CacheFeatures(wrapped, home, stage["trainer"]["precision"], stage["module"]["encoder"])]
+    config = stage["module"].get("encoder", stage["module"].get("trunks"))
+    return [CacheFeatures(wrapped, home, stage["trainer"]["precision"], config)]
 
 
 def draw_sample(node: dict[str, Any]) -> None:
@@ -119,11 +124,12 @@ def draw_sample(node: dict[str, Any]) -> None:
     get_class(node["_target_"]).draw_sample(Path(node["root"]))  # type: ignore[attr-defined]
 
 
-def build_data(node: dict[str, Any]) -> Any:
-    """A DataModule that has looked at its files, so that it knows its facts."""
+def build_data(node: dict[str, Any], setup: bool = True) -> Any:
+    """A DataModule that has looked at its files, so that it knows its facts; or will when it is asked for them."""
     data = instantiate(node, _convert_="all")
     data.prepare_data()
-    data.setup("fit")
+    if setup:
+        data.setup("fit")
     return data
 
 
@@ -242,62 +248,6 @@ def evaluate_stage(spec: Spec) -> dict[str, float]:
         write_json(home / "evaluation.json", metrics)
     trainer.strategy.barrier()
     return metrics
-
-
-def find_checkpoint(run: Path, stage: str | None = None) -> Path:
-    """The checkpoint of a run's last finished stage, or of the one named.
-
-    Raises:
-        ValueError: There is no such run or stage, or the stage has not finished.
-    """
-    if run.is_file():
-        return run
-    if not run.is_dir():
-        raise ValueError(f"{run}: there is no such run folder")
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} is not a run's folder (there is no config.yaml in it)")
-    finished = [name for name in read_plan(run)["stages"] if (run / f"{name}.ckpt").is_file()]
-    chosen = [name for name in finished if stage in (None, name)]
-    if not chosen:
-        there = f"; finished are {', '.join(finished)}" if finished else ""
-        raise ValueError(f"{run} has no finished stage{f' {stage!r}' if stage else ''}{there}")
-    return run / f"{chosen[-1]}.ckpt"
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a finished stage left: `state_dict`, `stage` (module and data config), `facts`, `experiment`.
-
-    Raises:
-        ValueError: The file is not a stage's checkpoint.
-    """
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling what is no checkpoint can raise anything
-        raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
-    if "stage" not in content:
-        raise ValueError(f"{path} is not a finished stage's checkpoint (it has no 'stage'): name <run>/<stage>.ckpt")
-    return content
-
-
-def load_stage(checkpoint: Path) -> tuple[pl.LightningModule, Any, dict[str, Any]]:
-    """A finished stage's module (in eval mode, with its weights), its DataModule (not set up), and its config.
-
-    Needs the checkpoint file alone: pretrained weights that the module was started from are not read again.
-
-    Raises:
-        ValueError: The file is not a stage's checkpoint.
-    """
-    content = read_checkpoint(checkpoint)
-    module = instantiate(_without_weights(content["stage"]["module"]), _convert_="all")
-    module.load_state_dict(content["state_dict"])
-    data = instantiate(content["stage"]["data"], _convert_="all")
-    return module.eval(), data, content
-
-
-def _without_weights(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: "none" if key == "weights" else _without_weights(value) for key, value in node.items()}
-    return node
 
 
 def read_spec(path: Path) -> Spec:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -30,6 +30,8 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
     """One sentence for an error of Hydra, OmegaConf or our own; other errors keep their type's name."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_option(error)
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, (ValueError, OSError)):
+        return explain(error.__cause__)  # what the target itself says of its arguments
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _composition(error, overrides)
     text = str(error).strip()
@@ -51,6 +53,8 @@ def _missing_option(error: MissingConfigException) -> str:
     group, _, name = str(error.missing_cfg_file).rpartition("/")
     options = sorted(error.options or [])
     known = f"{group} has {', '.join(options)}" if options else f"there is no group {group!r}"
+    if group == "hydra/launcher":
+        known += "; others come with pip install 'nunchi[sweeps]'"
     return f"no {group} is called {name!r}{nearest(name, options)} ({known})"
 
 

@@ -1,7 +1,10 @@
 """Jobs of a multirun: a failing one is told at once and does not end the others; at the end there is a table."""
 
-import logging
+import atexit
+import gc
 import math
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +14,100 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 
+from engine.schema import register
 from engine.suggest import explain
 
-log = logging.getLogger("nunchi")
+LAST_LINES = 6
+WIDE = 200  # where there is no terminal whose edge to wrap at
 
 
 def run_job(cfg: DictConfig, hydra: HydraConf) -> float | None:
     """One job of a sweep; its failure is a red line, a `failure.json` and a value that is not a number."""
+    from engine.devices import own_device
     from engine.session import start
 
+    folder = Path(hydra.sweep.dir)
     try:
-        return start(cfg, hydra)
+        with own_device(cfg, folder, alone="BasicLauncher" in str(hydra.launcher.get("_target_"))):
+            return start(cfg, hydra)
+    except SystemExit as stop:
+        _hand_back(stop)
+        raise
     except Exception as error:
-        out = Path(hydra.sweep.dir) / hydra.sweep.subdir
-        out.mkdir(parents=True, exist_ok=True)
-        sentence = explain(error)
-        if not (out / "failure.json").is_file():
-            from engine.runs import write_json
+        _tell_failure(folder / hydra.sweep.subdir, hydra.job.num, explain(error))
+    _free_memory()
+    return math.nan
 
-            write_json(out / "failure.json", {"stage": None, "error": sentence, "where": str(out)})
-        Console(stderr=True).print(f"[bold red]job {hydra.job.num} failed[/] in {escape(str(out))}: {escape(sentence)}")
-        return math.nan
+
+def _hand_back(stop: SystemExit) -> None:
+    """A queue's signal stopped the job, which has written its checkpoint: now to the queue's own handler, if any.
+
+    submitit has one, that puts the job into the queue again; it must not come first, for it ends the process.
+    """
+    number = stop.code - 128 if isinstance(stop.code, int) else 0
+    for name in ("SIGUSR1", "SIGUSR2"):
+        if number == getattr(signal, name, None) and callable(signal.getsignal(number)):
+            signal.raise_signal(number)
+
+
+def _tell_failure(out: Path, number: int, sentence: str) -> None:
+    """In red, with the job's folder and the end of its log; into its folder if it did not get as far as that."""
+    from engine.runs import write_json
+    from engine.summary import last_lines
+
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "failure.json").is_file():
+        write_json(out / "failure.json", {"stage": None, "error": sentence, "where": str(out)})
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    console.print(f"[bold red]job {number} failed[/][red] in {escape(str(out))}: {escape(sentence)}[/]")
+    for line in last_lines(out, LAST_LINES):
+        console.print(f"[dim]  {escape(line)}[/]", overflow="ellipsis", no_wrap=True)
+
+
+def _free_memory() -> None:
+    """What a job that failed held, above all on a GPU, must not be missing to the next one in this process."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 class SweepTable(Callback):
-    """Hydra's hook at the end of a multirun: a table of all jobs, and an exit code that tells whether all went well."""
+    """Hydra's hook around a multirun: a table of all jobs, and an exit code that tells whether all went well.
+
+    A sweep that is stopped, by Ctrl-C or because a launcher's worker died, leaves the table of what it had.
+    """
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A launcher's worker process unpickles this hook before it composes: our `${...:}` must be known there too."""
+        register()
+        self.__dict__.update(state)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.folder = Path(config.hydra.sweep.dir)
+        atexit.register(self._tell_stop)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from engine.summary import jobs_of
         from engine.table import write_table
 
+        atexit.unregister(self._tell_stop)
         folder = Path(config.hydra.sweep.dir)
-        jobs = [path for path in folder.iterdir() if path.is_dir()]
+        jobs = jobs_of(folder)
         write_table(folder)
         failed = [job for job in jobs if (job / "failure.json").is_file()]
         if failed:
             raise SystemExit(f"error: {len(failed)} of {len(jobs)} jobs failed; see {folder}")
+
+    def _tell_stop(self) -> None:
+        from engine.summary import jobs_of
+        from engine.table import write_table
+
+        if self.folder is None or not self.folder.is_dir() or not jobs_of(self.folder):
+            return  # nothing was begun: a wrong word on the command line
+        write_table(self.folder)
+        print(f"the sweep was stopped; the same command with resume={self.folder} runs what is missing")

@@ -1,6 +1,7 @@
 """What varies between runs: their settings as flat text, the keys that differ, and short names for these."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from engine.record import Run
 from engine.suggest import flatten
@@ -8,16 +9,33 @@ from engine.suggest import flatten
 Settings = dict[str, str]
 
 # Keys that say where a run lies, how it is logged or what it is held against, but not what it is.
-ELSEWHERE = ("out", "out_dir", "logger", "theirs", "resume", "force", "check", "checkpoint_every", "on_sample")
+ELSEWHERE = (
+    "out",
+    "out_dir",
+    "folder",
+    "cluster",
+    "logger",
+    "theirs",
+    "resume",
+    "force",
+    "check",
+    "checkpoint_every",
+    "on_sample",
+)
 # Leaves that say nothing without the node they belong to.
 VAGUE = ("name", "_target_", "id")
 ABSENT = "–"
 
 
-def settings_of(run: Run) -> dict[str, str]:
+def settings_of(run: Run) -> Settings:
+    """`settings_in` a run's config."""
+    return settings_in({"out": run.folder} | {k: v for k, v in run.config.items() if k != "out" or v})
+
+
+def settings_in(config: Mapping[str, Any]) -> Settings:
     """The config's leaves as text, without the keys of `ELSEWHERE` and with `${out}` for the run's own folder."""
-    out = str(run.config.get("out") or run.folder)
-    leaves = {k: v for k, v in flatten(run.config).items() if not isinstance(v, dict)}
+    out = str(config["out"])
+    leaves = {k: v for k, v in flatten(dict(config)).items() if not isinstance(v, dict)}
     return {k: str(v).replace(out, "${out}") for k, v in leaves.items() if k.split(".")[0] not in ELSEWHERE}
 
 

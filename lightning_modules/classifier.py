@@ -8,12 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from lightning_modules.base import Answer, Batch, Technique, likeliest, mean_over_ranks
+from lightning_modules.base import Answer, Batch, Technique, likeliest, task_means
+from lightning_modules.nn.balance import Balance
 from lightning_modules.nn.heads import TaskDict
 from lightning_modules.nn.keyed import uniform
-from lightning_modules.nn.losses import MISSING, cross_entropy
+from lightning_modules.nn.losses import MISSING
 from lightning_modules.nn.metrics import ExactMean, HitAtK, classification_scores
+from lightning_modules.nn.supervision import Learned, Supervision, judged
 from lightning_modules.nn.tasks import one_task
+from lightning_modules.nn.uda import UDA
 from lightning_modules.optimisers import Optimiser
 
 TOP = 5
@@ -41,6 +44,10 @@ class Classifier(Technique):
             learns nothing here: what has parameters, such as a generator, is frozen by its callback.
         seed: of those numbers, which are a function of it, of the epoch and of the image's place in its split.
         optimiser: optimiser and schedule.
+        balance: of the training loss over the classes, see `BalancedCrossEntropy`.
+        balance_strength: of it.
+        counts: {task: training labels of each class}; null in YAML, filled in from the data.
+        uda: consistency on the unlabelled photos that training batches bring, see `UDA`; None for none.
 
     Attributes:
         classes: the one task with its classes.
@@ -61,6 +68,10 @@ class Classifier(Technique):
         augment: nn.Module | None,
         seed: int,
         optimiser: Optimiser,
+        balance: Balance = "none",
+        balance_strength: float = 1.0,
+        counts: Mapping[str, Sequence[int]] | None = None,
+        uda: UDA | None = None,
     ) -> None:
         super().__init__(optimiser)
         for key, value in (("label_smoothing", label_smoothing), ("dropout", dropout)):
@@ -68,10 +79,11 @@ class Classifier(Technique):
                 raise ValueError(f"{key}={value} must be at least 0 and below 1.")
         self.task, names = one_task(classes, task)
         self.classes = {self.task: names}
-        self.label_smoothing, self.seed = label_smoothing, seed
+        self.seed = seed
         self.encoder, self.augment = encoder, augment
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(int(encoder.features), len(names))  # type: ignore[arg-type]
+        self.supervision = Supervision(self.classes, label_smoothing, balance, balance_strength, counts, uda)
         self.metrics = nn.ModuleDict({split: measures(self.task, len(names)) for split in ("val", "test")})
 
     def forward(self, image: Tensor) -> Tensor:
@@ -84,20 +96,26 @@ class Classifier(Technique):
 
     def step(self, batch: Batch, split: str) -> dict[str, Any]:
         """The batch's loss; and `logits` and `labels` by task, and `index`, for callbacks."""
-        train = split == "train"
-        logits, labels = self.score(self.augmented(batch) if train else batch), batch["labels"][self.task]
-        losses = cross_entropy(logits, labels, self.label_smoothing if train else 0.0)
-        count = (labels != MISSING).sum().float()
+        train, labels = split == "train", batch["labels"][self.task]
         if train:
-            count = mean_over_ranks(count)
+            found = self.supervision(self.answer, self.augmented(batch), self.current_epoch, self.progress)
         else:
-            self.measure(split, losses, logits, labels)
+            found = judged(self.answer(batch), batch["labels"])
+            self.measure(split, found, labels)
+        loss = task_means(found.losses, found.counted, train)[self.task]
+        apart = task_means(found.inconsistency, found.everyone, train)
         return {
-            "loss": losses.sum() / torch.where(count > 0, count, 1.0),
-            "logits": {self.task: logits.detach().float()},
+            "loss": loss + self.supervision.weight * apart.get(self.task, 0.0),
+            **({"unlabelled/loss": apart[self.task].detach()} if apart else {}),
+            **found.scalars(),
+            "logits": {self.task: found.logits[self.task].detach().float()},
             "labels": {self.task: labels},
             "index": batch["index"],
         }
+
+    def answer(self, batch: Batch) -> dict[str, Tensor]:
+        """`score` by task."""
+        return {self.task: self.score(batch)}
 
     @torch.no_grad()
     def augmented(self, batch: Batch) -> Batch:
@@ -113,10 +131,10 @@ class Classifier(Technique):
         draws = uniform(self.seed, self.current_epoch, batch["index"], int(self.augment.slots))  # type: ignore[arg-type]
         return {**batch, "image": self.augment(batch["image"], draws)}
 
-    def measure(self, split: str, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def measure(self, split: str, found: Learned, labels: Tensor) -> None:
         """Adds a batch to the split's metrics; a sample without a label counts nowhere."""
-        metrics, known = self.metrics[split], labels != MISSING
-        metrics["loss"].update(losses, known)
+        metrics, known, logits = self.metrics[split], labels != MISSING, found.logits[self.task]
+        metrics["loss"].update(found.losses[self.task], known)
         metrics["confusion"][self.task].update(logits.argmax(1), labels)
         if "top5" in metrics:
             metrics["top5"].update(logits, labels[known], F.pad(known.cumsum(0), (1, 0)))

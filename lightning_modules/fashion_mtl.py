@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from lightning_modules.base import Answer, Batch, Technique, likeliest, mean_over_ranks
+from lightning_modules.base import Answer, Batch, Technique, likeliest, task_means
+from lightning_modules.nn.balance import Balance
 from lightning_modules.nn.heads import TaskDict
-from lightning_modules.nn.losses import MISSING, cross_entropy
+from lightning_modules.nn.losses import MISSING
 from lightning_modules.nn.metrics import ExactMean, classification_scores
+from lightning_modules.nn.supervision import Learned, Supervision, judged
+from lightning_modules.nn.uda import UDA
 from lightning_modules.optimisers import Optimiser
 
 
@@ -38,6 +41,10 @@ class FashionMTL(Technique):
         label_smoothing: of the training loss alone; `val/loss` and `test/loss` are plain cross entropy.
         dropout: on the features.
         optimiser: optimiser and schedule.
+        balance: of the training loss over the classes of each task, see `BalancedCrossEntropy`.
+        balance_strength: of it.
+        counts: {task: training labels of each class}; null in YAML, filled in from the data.
+        uda: consistency on the unlabelled photos that training batches bring, see `UDA`; None for none.
 
     Attributes:
         encoder: the trunk, or a `TaskDict` of trunks.
@@ -57,6 +64,10 @@ class FashionMTL(Technique):
         label_smoothing: float,
         dropout: float,
         optimiser: Optimiser,
+        balance: Balance = "none",
+        balance_strength: float = 1.0,
+        counts: Mapping[str, Sequence[int]] | None = None,
+        uda: UDA | None = None,
     ) -> None:
         super().__init__(optimiser)
         check_tasks(classes or {}, loss_weights or {})
@@ -65,11 +76,11 @@ class FashionMTL(Technique):
                 raise ValueError(f"{key}={value} must be at least 0 and below 1.")
         self.classes = {task: [str(name) for name in names] for task, names in (classes or {}).items()}
         self.loss_weights = {task: float((loss_weights or {}).get(task, 1.0)) for task in self.classes}
-        self.label_smoothing = label_smoothing
         width = int(encoder.features)  # type: ignore[arg-type]  # nn.Module declares its attributes as modules
         self.encoder = encoder if shared else separate(encoder, self.classes)
         self.dropout = nn.Dropout(dropout)
         self.heads = TaskDict({task: nn.Linear(width, len(names)) for task, names in self.classes.items()})
+        self.supervision = Supervision(self.classes, label_smoothing, balance, balance_strength, counts, uda)
         self.metrics = nn.ModuleDict({split: measures(self.classes) for split in ("val", "test")})
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -85,29 +96,29 @@ class FashionMTL(Technique):
 
     def step(self, batch: Batch, split: str) -> dict[str, Any]:
         """The batch's losses; and `logits` and `labels` by task, and `index`, for callbacks."""
-        logits, labels = self.score(batch), batch["labels"]
-        smoothing = self.label_smoothing if split == "train" else 0.0
-        losses = {task: cross_entropy(logits[task], labels[task], smoothing) for task in self.classes}
-        counts = torch.stack([(labels[task] != MISSING).sum() for task in self.classes]).float()
-        if split == "train":
-            counts = mean_over_ranks(counts)
+        train = split == "train"
+        if train:
+            found = self.supervision(self.score, batch, self.current_epoch, self.progress)
         else:
-            self.measure(split, losses, logits, labels)
-        divisors = torch.where(counts > 0, counts, 1.0)
-        means = {task: losses[task].sum() / n for task, n in zip(self.classes, divisors, strict=True)}
+            found = judged(self.score(batch), batch["labels"])
+            self.measure(split, found, batch["labels"])
+        means = task_means(found.losses, found.counted, train)
+        apart = task_means(found.inconsistency, found.everyone, train)
         return {
-            "loss": self.weigh(means),
+            "loss": self.weigh(means) + self.supervision.weight * self.weigh(apart),
             **{f"{task}/loss": mean.detach() for task, mean in means.items()},
-            "logits": {task: scores.detach().float() for task, scores in logits.items()},
-            "labels": labels,
+            **({"unlabelled/loss": self.weigh(apart).detach()} if apart else {}),
+            **found.scalars(),
+            "logits": {task: scores.detach().float() for task, scores in found.logits.items()},
+            "labels": batch["labels"],
             "index": batch["index"],
         }
 
-    def measure(self, split: str, losses: Mapping[str, Tensor], logits: Mapping[str, Tensor], labels: Batch) -> None:
+    def measure(self, split: str, found: Learned, labels: Mapping[str, Tensor]) -> None:
         """Adds a batch to the split's metrics."""
         for task in self.classes:
-            self.metrics[split]["loss"][task].update(losses[task], labels[task] != MISSING)
-            self.metrics[split]["confusion"][task].update(logits[task].argmax(1), labels[task])
+            self.metrics[split]["loss"][task].update(found.losses[task], found.counted[task])
+            self.metrics[split]["confusion"][task].update(found.logits[task].argmax(1), labels[task])
 
     def results(self, split: str) -> dict[str, float]:
         """Scores of each task (`val/Daily/top1`), and their means over the tasks that have labels (`val/top1`)."""

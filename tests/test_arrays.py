@@ -413,8 +413,9 @@ def test_one_class_or_nothing_left(tmp_path: Path) -> None:
 
 
 def test_there_is_no_split_of_that_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no val split; it has train, test"):
-        Toy(tmp_path, val_share=0).val_dataloader()
+    with pytest.raises(ValueError, match="has no predict split; it has train, test"):
+        Toy(tmp_path, val_share=0).predict_dataloader()
+    assert Toy(tmp_path, val_share=0).val_dataloader() == [], "a fit without validation"
 
 
 # --- photos that are not in the set

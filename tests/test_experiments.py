@@ -29,7 +29,7 @@ def small(experiment: str, run: Path) -> list[str]:
     for name, stage in composed([f"experiment={experiment}"]).stages.items():
         if "encoder_from" in str(OmegaConf.to_container(stage)) and "encoder_from" not in str(overrides):
             overrides.append(f"encoder_from={run}")
-        if not OmegaConf.is_interpolation(stage.module, "encoder"):
+        if "encoder" in stage.module and not OmegaConf.is_interpolation(stage.module, "encoder"):
             overrides.append(f"stages.{name}.module.encoder.name=test_resnet")
         if "image_size" in stage.data:
             overrides.append(f"stages.{name}.data.image_size=32")

@@ -78,7 +78,9 @@ def test_splits_facts_and_survey(clean: Path) -> None:
     data.setup("test")
     assert data.splits is splits, "read once"
     assert {name: len(photos) for name, photos in splits.items()} == {"train": 14, "val": 6, "test": 5}
-    assert data.facts == {"classes": {"Daily": list("0123456"), "Gender": list("012345"), "Embellishment": list("012")}}
+    names = {"Daily": list("0123456"), "Gender": list("012345"), "Embellishment": list("012")}
+    counts = {"Daily": [2] * 7, "Gender": [3, 3, 2, 2, 2, 2], "Embellishment": [5, 5, 4]}
+    assert data.facts == {"classes": names, "counts": counts}
     survey = data.survey(deep=True)
     assert survey["root"] == str(clean)
     assert survey["counts"] == {"train": 14, "val": 6, "test": 5}

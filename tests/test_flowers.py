@@ -65,7 +65,8 @@ def test_each_class_has_its_share_of_each_split_and_no_photo_is_in_two(tmp_path:
         ids = data.splits[split].labels["class"]
         assert [KINDS[i] for i in ids] == [name.split("/")[0] for name in names(data)[split]]
     assert len({name for split in names(data).values() for name in split}) == 60
-    assert data.facts == {"classes": {"class": list(KINDS)}}
+    assert data.facts["classes"] == {"class": list(KINDS)}
+    assert sum(data.facts["counts"]["class"]) == len(data.splits["train"])
     assert data.survey()["classes"]["train"] == {"class": dict.fromkeys(KINDS, 14)}, "labels are there to be counted"
 
 

@@ -81,10 +81,12 @@ def test_the_cause_is_the_rank_that_could_say_nothing_then_the_first_to_record(t
     for at, record in enumerate(records):
         record.write_text("{}")
         os.utime(record, (1e9, 1e9 + at / 10))  # the same whole second, which is all that a record's own time says
-    first, later = (SimpleNamespace(error_file=str(record), timestamp=int(1e9)) for record in records)
-    killed = SimpleNamespace(error_file="<N/A>", timestamp=int(1e9) + 2)
+    first, later = (SimpleNamespace(error_file=str(record), timestamp=int(1e9), exitcode=1) for record in records)
+    killed = SimpleNamespace(error_file="<N/A>", timestamp=int(1e9) + 2, exitcode=-signal.SIGKILL)
+    ended = SimpleNamespace(error_file="<N/A>", timestamp=int(1e9), exitcode=128 + signal.SIGTERM)
     assert _cause({0: later, 1: first})[0] == 1
     assert _cause({0: first, 1: later, 2: killed})[0] == 2
+    assert _cause({0: ended, 1: later})[0] == 1, "the launcher ended it because of the other"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from PIL import Image
 from callbacks.gallery import Gallery
 from callbacks.gallery_writing import Rows, stamp, write
 from engine import galleries
-from engine.stage import find_checkpoint
+from engine.checkpoints import find_checkpoint
 from tests.conftest import TINY, only_run
 from tests.test_report import Page
 from use import command_line

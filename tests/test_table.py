@@ -12,7 +12,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from engine.table import collect, summarise, write_table
+from engine.summary import collect, summarise
+from engine.table import write_table
 from engine.variation import differing, short_names
 
 THEIRS = {"cite": "Kim & Lee, [2022]", "figures": {"test/top1": 0.61672}}

@@ -58,8 +58,8 @@ def find_generator(run: Path, stage: str | None) -> tuple[Any, Any]:
     Raises:
         ValueError: There is none.
     """
+    from engine.checkpoints import find_checkpoint, load_stage
     from engine.runs import read_plan
-    from engine.stage import find_checkpoint, load_stage
 
     last = find_checkpoint(run, stage)
     names = [] if stage or run.is_file() else [name for name in read_plan(run)["stages"] if name != last.stem]

@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print, write what was asked for."""
+    from engine.checkpoints import find_checkpoint
     from engine.galleries import Embedding, open_gallery
-    from engine.stage import find_checkpoint
 
     if not -1 < args.above <= 1:
         raise ValueError(f"--above={args.above} is not a cosine similarity: give a number up to 1, such as 0.98")

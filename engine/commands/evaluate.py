@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Test, print the metrics as JSON."""
+    from engine.checkpoints import find_checkpoint
     from engine.console import log_to
     from engine.devices import settle_trainer
     from engine.launch import launch
-    from engine.stage import find_checkpoint
 
     checkpoint = find_checkpoint(args.run, args.stage)
     log_to(None)

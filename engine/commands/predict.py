@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--boxes", type=Path, metavar="CSV", help="image,xmin,ymin,xmax,ymax: the part of each photo to look at"
     )
     parser.add_argument("--top-k", type=int, default=3, help="classes a task (default %(default)s)")
+    parser.add_argument("--similar", type=int, default=0, metavar="K", help="and the K most similar folders (products)")
     parser.add_argument("--batch-size", type=int, default=64, help="photos at once (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers as JSON; - for the terminal")
@@ -35,17 +36,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer, print, write what was asked for; 1 when a photo could not be read."""
-    from engine.stage import find_checkpoint, load_stage
+    from engine.checkpoints import find_checkpoint, load_stage
 
     paths, broken = find_photos(args.paths)
     module, data, content = load_stage(find_checkpoint(args.run, args.stage))
     boxes = read_boxes(args.boxes) if args.boxes else None
     answers, unreadable = answer(module, data, paths, boxes, args)
+    if args.similar:
+        _add_similar(answers, args)
     broken |= {str(path): why for path, why in unreadable.items()}
     _show(args, answers, broken, _note(content, boxes))
     for path, why in broken.items():
         print(f"not answered: {path}: {why}", file=sys.stderr)
     return int(bool(broken))
+
+
+def _add_similar(answers: list[Answer], args: argparse.Namespace) -> None:
+    from engine.checkpoints import find_checkpoint
+    from engine.galleries import Embedding
+    from engine.similar import similar
+
+    embedding = Embedding(find_checkpoint(args.run, args.stage), args.device, args.batch_size)
+    found = similar(embedding, [Path(row["path"]) for row in answers], args.similar, args.html is not None)
+    for row in answers:
+        row["similar"] = found.get(Path(row["path"]), [])
 
 
 def find_photos(patterns: Iterable[str]) -> tuple[list[Path], dict[str, str]]:
@@ -127,7 +141,8 @@ def _note(content: dict[str, Any], boxes: Any) -> str:
 
 def _show(args: argparse.Namespace, answers: list[Answer], broken: dict[str, str], note: str) -> None:
     if args.json:
-        text = json.dumps({"note": note, "answers": answers, "broken": broken}, ensure_ascii=False, indent=1)
+        plain = [_without_pictures(row) for row in answers]
+        text = json.dumps({"note": note, "answers": plain, "broken": broken}, ensure_ascii=False, indent=1)
         print(text) if str(args.json) == "-" else args.json.write_text(text + "\n", encoding="utf-8")
     if args.csv:
         _write_csv(args.csv, answers)
@@ -138,6 +153,12 @@ def _show(args: argparse.Namespace, answers: list[Answer], broken: dict[str, str
         write_answers(args.html, [*answers, *listed], note)
     if str(args.json) != "-":
         _print_table(answers, note)
+
+
+def _without_pictures(row: Answer) -> Answer:
+    if "similar" not in row:
+        return row
+    return row | {"similar": [{key: value for key, value in each.items() if key != "uri"} for each in row["similar"]]}
 
 
 def _write_csv(path: Path, answers: list[Answer]) -> None:
@@ -155,8 +176,10 @@ def _print_table(answers: list[Answer], note: str) -> None:
     from rich.table import Column, Table
 
     tasks = list(answers[0]["answers"]) if answers else []
-    table = Table(Column("photo", overflow="fold"), *tasks, caption=note, show_lines=True)
+    more = ["similar"] if any(row.get("similar") for row in answers) else []
+    table = Table(Column("photo", overflow="fold"), *tasks, *more, caption=note, show_lines=True)
     for row in answers:
         cells = ["\n".join(f"{name} {probability:.1%}" for name, probability in row["answers"][task]) for task in tasks]
-        table.add_row(row["path"], *cells)
+        near = "\n".join(f"{each['name']} {each['cosine']:.3f}" for each in row.get("similar", []))
+        table.add_row(row["path"], *cells, *([near] if more else []))
     Console().print(table)

@@ -60,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look up, print, write what was asked for; 1 when a query could not be read."""
+    from engine.checkpoints import find_checkpoint
     from engine.galleries import Embedding, legible, looked_at, name_broken, open_gallery
-    from engine.stage import find_checkpoint
 
     if args.top < 1:
         raise ValueError(f"--top={args.top} must be 1 or more")

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look up, print, write what was asked for; 1 when a tag is unknown."""
-    from engine.stage import find_checkpoint, load_stage
+    from engine.checkpoints import find_checkpoint, load_stage
 
     if args.top < 1:
         raise ValueError(f"--top={args.top} must be 1 or more")
