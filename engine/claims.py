@@ -16,7 +16,7 @@ from engine.compose import Plan, make_plan
 from engine.each import expand, look_up
 from engine.paired import EXPECTED, Paired, paired_test
 from engine.runs import is_safe
-from engine.suggest import CONF, composed, nearest
+from engine.suggest import CONF, composed, files_named, nearest
 from engine.summary import Row
 from engine.variation import Settings, settings_in
 
@@ -85,11 +85,7 @@ def read_claims(names: Sequence[str], folder: Path = CONF / "claims") -> list[Cl
     Raises:
         ValueError: There is none of that name, or its file says something that no claim has.
     """
-    known = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    for name in names:
-        if name not in known:
-            raise ValueError(f"no claim is called {name!r}{nearest(name, known)} (there are {', '.join(known)})")
-    return [read_claim(known[name]) for name in names or known]
+    return [read_claim(path) for path in files_named(names, folder, "claim")]
 
 
 def read_claim(path: Path) -> Claim:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from engine.suggest import CONF, nearest
+from engine.suggest import CONF, files_named
 
 KINDS = ("line", "bar", "media", "coordinates", "importance")
 SPLITS = ("train/", "val/", "test/")
@@ -30,11 +30,7 @@ def read_dashboards(names: list[str], folder: Path = CONF / "dashboard") -> list
     Raises:
         ValueError: There is none of that name, or a panel of its file is of no known kind.
     """
-    known = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    for name in names:
-        if name not in known:
-            raise ValueError(f"no dashboard is called {name!r}{nearest(name, known)} (there are {', '.join(known)})")
-    return [read_dashboard(known[name]) for name in names or known]
+    return [read_dashboard(path) for path in files_named(names, folder, "dashboard")]
 
 
 def read_dashboard(path: Path) -> Dashboard:

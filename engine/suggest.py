@@ -26,6 +26,19 @@ def nearest(name: str, names: Iterable[str], n: int = 3) -> str:
     return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
 
+def files_named(names: Sequence[str], folder: Path, kind: str) -> list[Path]:
+    """The YAML files of these names, or all that a folder has.
+
+    Raises:
+        ValueError: There is none of a name.
+    """
+    known = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no {kind} is called {name!r}{nearest(name, known)} (there are {', '.join(known)})")
+    return [known[name] for name in names or known]
+
+
 def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
     """One sentence for an error of Hydra, OmegaConf or our own; other errors keep their type's name."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

@@ -21,7 +21,7 @@ from engine.session import settle
 from engine.suggest import composed
 from tests.conftest import only_run
 from tests.test_resume import until
-from tests.test_shoes import picture
+from tests.test_shoes import draw, picture
 
 Cli = Callable[..., tuple[int, str]]
 BRANDS = {"Nike": 2, "Inc 5": 2, "눈치": 3}
@@ -35,11 +35,7 @@ TINY = [
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     """Photos of three brands, one of them with a space in its name and one in another script."""
-    number = 0
-    for brand, products in BRANDS.items():
-        for product in range(products):
-            for photo in range(5):
-                picture(tmp_path / "data/shoes" / brand / f"{product}" / f"{photo}.jpg", number := number + 1)
+    draw(tmp_path / "data/shoes", BRANDS)
     return tmp_path / "data"
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,19 @@ def picture(path: Path, seed: int) -> None:
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(path, quality=95)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def draw(root: Path, brands: Mapping[str, int]) -> Path:
+    """Five photos of noise for each of so many products of each brand."""
     number = 0
-    for brand, products in BRANDS.items():
+    for brand, products in brands.items():
         for product in range(products):
             for photo in range(5):
-                picture(tmp_path / "shoes" / brand / f"model {product}" / f"{photo}.jpg", number := number + 1)
-    return tmp_path / "shoes"
+                picture(root / brand / f"model {product}" / f"{photo}.jpg", number := number + 1)
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return draw(tmp_path / "shoes", BRANDS)
 
 
 def names(data: Shoes) -> dict[str, set[str]]:
