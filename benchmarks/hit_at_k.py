@@ -9,15 +9,12 @@ ratios and their range. Memory is the growth of the peak resident set, measured 
     python benchmarks/hit_at_k.py [--quick] [--allocator stock|kept]
 """
 
-import argparse
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from memory import growth, keep_memory
+from memory import arguments, growth
 from rounds import in_turn, show, timed
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
@@ -68,16 +65,7 @@ def compare(photos: int, words: int, rounds: int, stock: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small batch: shows that it runs, measures nothing")
-    parser.add_argument("--allocator", choices=("stock", "kept"), help="one of them, in this process (default: both)")
-    args = parser.parse_args()
-    if args.allocator is None:
-        for allocator in ("stock", "kept"):
-            subprocess.run([sys.executable, *sys.argv, "--allocator", allocator], check=True)
-        return
-    if args.allocator == "kept":
-        keep_memory()
+    args = arguments(__doc__, "a small batch")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     photos, words, rounds = (20, 500, 1) if args.quick else (PHOTOS, WORDS, 7)

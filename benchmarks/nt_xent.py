@@ -10,16 +10,14 @@ median of the rounds with their range. Memory is the growth of the peak resident
     python benchmarks/nt_xent.py [--quick] [--allocator stock|kept]
 """
 
-import argparse
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from memory import growth, keep_memory
+from memory import arguments, growth
 from rounds import in_turn, show, timed
 from torch import Tensor
 from torch.testing import assert_close
@@ -81,16 +79,7 @@ def compare(sides: dict[str, Loss], views: int, rounds: int, stock: bool) -> Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few views: shows that it runs, measures nothing")
-    parser.add_argument("--allocator", choices=("stock", "kept"), help="one of them, in this process (default: both)")
-    args = parser.parse_args()
-    if args.allocator is None:
-        for allocator in ("stock", "kept"):
-            subprocess.run([sys.executable, *sys.argv, "--allocator", allocator], check=True)
-        return
-    if args.allocator == "kept":
-        keep_memory()
+    args = arguments(__doc__, "few views")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     sides = losses()

@@ -10,16 +10,13 @@ One thread, processor time, the sides in turn in one process, median of the roun
     python benchmarks/simclr_step.py [--quick] [--allocator stock|kept]
 """
 
-import argparse
 import itertools
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 
 import timm
 import torch
-from memory import keep_memory
+from memory import arguments
 from PIL import Image
 from rounds import in_turn, show, timed
 from torch import nn
@@ -99,16 +96,7 @@ def compare(count: int, rounds: int, stock: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few photos: shows that it runs, measures nothing")
-    parser.add_argument("--allocator", choices=("stock", "kept"), help="one of them, in this process (default: both)")
-    args = parser.parse_args()
-    if args.allocator is None:
-        for allocator in ("stock", "kept"):
-            subprocess.run([sys.executable, *sys.argv, "--allocator", allocator], check=True)
-        return
-    if args.allocator == "kept":
-        keep_memory()
+    args = arguments(__doc__, "few photos")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     count, rounds = (4, 1) if args.quick else (64, 7)

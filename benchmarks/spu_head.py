@@ -12,15 +12,12 @@ range. Memory is the growth of the peak resident set, measured in `stock` (Linux
     python benchmarks/spu_head.py [--quick] [--allocator stock|kept]
 """
 
-import argparse
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from memory import growth, keep_memory
+from memory import arguments, growth
 from rounds import Job, in_turn, show, timed
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -147,16 +144,7 @@ def check(batch: Batch, words: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small head: shows that it runs, measures nothing")
-    parser.add_argument("--allocator", choices=("stock", "kept"), help="one of them, in this process (default: both)")
-    args = parser.parse_args()
-    if args.allocator is None:
-        for allocator in ("stock", "kept"):
-            subprocess.run([sys.executable, *sys.argv, "--allocator", allocator], check=True)
-        return
-    if args.allocator == "kept":
-        keep_memory()
+    args = arguments(__doc__, "a small head")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     photos, features, hidden, words = (20, 64, 16, 500) if args.quick else (PHOTOS, FEATURES, HIDDEN, WORDS)

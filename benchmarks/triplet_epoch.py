@@ -13,15 +13,16 @@ turn in one process, median of the rounds with their spread.
 import argparse
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from rounds import Taken, in_turn, ratio, timed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
@@ -128,35 +129,8 @@ def technique(name: str, side: int) -> TripletEmbedder:
     return TripletEmbedder(encoder, **settings, **mining, optimiser=Optimiser(**OPTIMISER))
 
 
-def timed(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def compare(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant in each round, the order reversed every other time; the first round warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        for name in list(variants)[:: 1 if number % 2 else -1]:
-            seconds = timed(variants[name])
-            if number:
-                taken[name].append(seconds)
-    return taken
-
-
-def ratio(over: list[float], under: list[float]) -> str:
-    found = sorted(a / b for a, b in zip(over, under, strict=True))
-    return f"{statistics.median(found):.2f} [{found[0]:.2f} … {found[-1]:.2f}]"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small size: shows that it runs, measures nothing")
-    quick = parser.parse_args().quick
-    name, side, photos, rounds = ("resnet18", 64, 20, 1) if quick else ("resnet50", 150, 50, 3)
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
+def measure(name: str, side: int, photos: int, rounds: int) -> tuple[Taken, int]:
+    """Seconds of an epoch each way in each round, and its steps, on photos of noise."""
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), photos, 240)
         place = {
@@ -173,15 +147,23 @@ def main() -> None:
         modules = [technique(name, side) for _ in range(2)]
         kept = FeatureData(data, modules[1].encoder.split_after(FROZEN, side), 0)
         kept.store = Kept(modules[1].encoder, data)  # type: ignore[assignment]
-        taken = compare(
-            {
-                "usual": usual_epoch(name, data.splits["train"].paths, side),
-                "same": our_epoch(modules[0], data.train_dataloader()),
-                "kept": our_epoch(modules[1], kept.train_dataloader()),
-            },
-            rounds,
-        )
-    steps = len(data.splits["train"]) // BATCH
+        ways = {
+            "usual": usual_epoch(name, data.splits["train"].paths, side),
+            "same": our_epoch(modules[0], data.train_dataloader()),
+            "kept": our_epoch(modules[1], kept.train_dataloader()),
+        }
+        taken = in_turn({way: partial(timed, epoch) for way, epoch in ways.items()}, rounds)
+    return taken, len(data.splits["train"]) // BATCH
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small size: shows that it runs, measures nothing")
+    quick = parser.parse_args().quick
+    name, side, photos, rounds = ("resnet18", 64, 20, 1) if quick else ("resnet50", 150, 50, 3)
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    taken, steps = measure(name, side, photos, rounds)
     seconds = {way: statistics.median(each) / steps for way, each in taken.items()}
     print(f"{name}, {BATCH} triplets a step: " + ", ".join(f"{way} {each:.3f} s" for way, each in seconds.items()))
     print(f"  usual / kept      {ratio(taken['usual'], taken['kept'])}   goal >= 6")

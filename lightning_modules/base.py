@@ -140,11 +140,18 @@ class Technique(LightningModule, ABC):
         """Share of the fit that is over."""
         return min(1.0, self.trainer.global_step / self.count_steps()[1])
 
+    @property
+    def may_fuse(self) -> bool:
+        """Whether an optimiser's step may be fused.
+
+        A fused step unscales the gradients of mixed precision itself, too late for what clips them: Lightning refuses
+        the two together, and a technique that clips by itself (16-mixed) would clip scaled ones.
+        """
+        precision = str(self.trainer.precision)
+        return precision != "16-mixed" and not (precision.endswith("-mixed") and self.trainer.gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
-        # A fused step unscales mixed precision's gradients itself, too late to clip them: Lightning refuses the two.
-        mixed_and_clipped = str(self.trainer.precision).endswith("-mixed") and bool(self.trainer.gradient_clip_val)
-        fused = not mixed_and_clipped and self.trainer.precision != "16-mixed"
-        optimizer = self.optimiser.build(self.named_parameters(), fused=fused)
+        optimizer = self.optimiser.build(self.named_parameters(), fused=self.may_fuse)
         if self.optimiser.steady:
             return optimizer
         epoch_steps, steps = self.count_steps()

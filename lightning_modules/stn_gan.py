@@ -212,8 +212,7 @@ class STNGAN(Technique):
         parts: list[tuple[nn.Module, Optimiser]] = [(self.generator, self.optimiser)]
         if self.discriminator is not None:
             parts.append((self.discriminator, self.discriminator_optimiser))
-        fused = self.trainer.precision != "16-mixed"  # as in `Technique`
-        optimizers = [settings.build(part.named_parameters(), fused) for part, settings in parts]
+        optimizers = [settings.build(part.named_parameters(), self.may_fuse) for part, settings in parts]
         if all(settings.steady for _, settings in parts):
             return optimizers
         counts = self.count_steps()

@@ -31,11 +31,7 @@ NEAR = {"queries": 2, "count": 3, "gallery": 100, "seed": 0}
 
 @pytest.fixture
 def data(tmp_path: Path) -> FASCODE:
-    """A set of 14, 6 and 5 photos."""
-    (tmp_path / "data").mkdir()
-    made = photos.module(photos.layout(tmp_path / "data"))
-    made.setup("fit")
-    return made
+    return photos.ready(tmp_path)
 
 
 @pytest.fixture

@@ -14,10 +14,7 @@ from tests import photos, toy_fashion
 
 @pytest.fixture
 def data(tmp_path: Any) -> Any:
-    (tmp_path / "data").mkdir()
-    made = photos.module(photos.layout(tmp_path / "data"))
-    made.setup("fit")
-    return made
+    return photos.ready(tmp_path)
 
 
 def judged(folder: Any, data: Any, module: Any) -> float:
