@@ -1,11 +1,13 @@
 """What finished stages left: which file it is, what is in it, and the module that it builds again."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
+from torch import Tensor
 
 from engine.runs import read_plan
 
@@ -64,3 +66,10 @@ def _without_weights(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: "none" if key == "weights" else _without_weights(value) for key, value in node.items()}
     return node
+
+
+def add_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Take tensors into a digest in their order: names, types, shapes and bytes."""
+    for name, value in tensors.items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

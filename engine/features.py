@@ -17,6 +17,8 @@ import torch
 from filelock import FileLock
 from hydra.utils import get_class
 
+from engine.checkpoints import add_tensors
+
 log = logging.getLogger("nunchi")
 VERSIONS = ("torch", "torchvision", "timm", "pillow", "simplejpeg")
 WRAPPER = "datamodules.features.FeatureData"
@@ -185,8 +187,5 @@ class _Estimate:
 def fingerprint(encoder: Any) -> str:
     """A digest of the weights and buffers that features depend on: the encoder's, or those of its frozen links."""
     digest = hashlib.sha256()
-    tensors = encoder.state_dict_below() if encoder.depth else encoder.state_dict()
-    for name, value in tensors.items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    add_tensors(digest, encoder.state_dict_below() if encoder.depth else encoder.state_dict())
     return digest.hexdigest()

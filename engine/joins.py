@@ -7,10 +7,9 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from engine.checkpoints import read_checkpoint
+from engine.checkpoints import add_tensors, read_checkpoint
 
 State = dict[str, Tensor]
 TRUNK = "encoder."
@@ -77,7 +76,5 @@ class Joined:
 
 def _digest(node: Mapping[str, Any], tensors: State) -> str:
     digest = hashlib.sha256(json.dumps(node, sort_keys=True).encode())
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    add_tensors(digest, dict(sorted(tensors.items())))
     return digest.hexdigest()
