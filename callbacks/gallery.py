@@ -50,14 +50,19 @@ class Gallery:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.about = read_about(folder)
+        while not self._whole():
+            pass
+
+    def _whole(self) -> bool:
+        """Opens the content; False if a writer finished meanwhile and took it away, with `about` read anew."""
         try:
             self._open()
         except ValueError:
-            # A writer may have finished between the two reads and taken the old content away.
-            before, self.about = self.about, read_about(folder)
+            before, self.about = self.about, read_about(self.folder)
             if self.about["content"] == before["content"]:
                 raise
-            self._open()
+            return False
+        return True
 
     def _open(self) -> None:
         self.model, self.root = str(self.about["model"]), Path(self.about["root"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks import approximate, gallery_writing, nearest
+from callbacks import approximate, gallery, gallery_writing, nearest
 from callbacks.gallery import FORMAT, Gallery, fingerprint, unit
 from callbacks.gallery_writing import Rows, refresh, write, writing
 from callbacks.groups import groups
@@ -330,6 +330,15 @@ for number in range(10**6):
     names = [f"{number} {at}" for at in range(300)]
     write(Path(sys.argv[1]), Rows(names, some, np.full((300, 2), number)), "m", Path("/"), {"number": number})
 """
+
+
+def test_a_reader_outruns_any_number_of_writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stale = []
+    for number in range(4):
+        write(tmp_path, rows_of(vectors("random", 3 + number, 8)), "m", tmp_path)
+        stale.append(gallery.read_about(tmp_path))
+    monkeypatch.setattr(gallery, "read_about", lambda _: stale.pop(0))
+    assert len(Gallery(tmp_path)) == 6, "each content but the last was taken away between two reads"
 
 
 def test_readers_see_whole_content_while_a_writer_works_and_after_it_was_killed(tmp_path: Path) -> None:
