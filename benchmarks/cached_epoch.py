@@ -28,7 +28,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from PIL import Image
-from rounds import in_turn, show, timed
+from rounds import Job, in_turn, show, timed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
@@ -91,50 +91,60 @@ def optimiser(name: str = "sgd") -> Optimiser:
     return Optimiser(name, 0.005, 0.0, 1.0, "constant", 0, 0.95, 1, 0.9)
 
 
+class Ways:
+    """One batch of an SPU epoch, three ways: each method is one step of training on the same photos and tags."""
+
+    def __init__(self, batch: int) -> None:
+        self.jpegs, self.targets = photos(min(batch, 64)), Rows(batch).targets(np.arange(batch))
+        self.rows = np.random.default_rng(0).random((batch, WIDTH), dtype=np.float32).astype(np.float16)
+        self.trunk = Encoder("torchvision:alexnet", "none", None, None, "default", None).eval()
+        self.module = SPUAnnotator(
+            Trunk(WIDTH), [f"t{i}" for i in range(TAGS)], 1000, "relu", "mean", [1], 0, optimiser()
+        )
+        self.optimizer = optimiser().build(self.module.named_parameters(), fused=True)
+        self.usual_head = nn.Sequential(nn.Linear(WIDTH, 1000), nn.ReLU(), nn.Linear(1000, TAGS))
+        self.usual_optimizer = torch.optim.SGD(self.usual_head.parameters(), 0.005, 0.9, foreach=False)
+        look = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()]
+        self.look = transforms.Compose([*look, transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+        self.low = torch.autocast("cpu", torch.bfloat16, enabled=computes_bf16("cpu"))
+
+    def usual(self) -> None:
+        """The trunk in float32, dense targets."""
+        with torch.no_grad():
+            features = self.trunk(self._pixels())
+        dense = torch.zeros(len(self.rows), TAGS)
+        dense[torch.arange(len(self.rows)).repeat_interleave(6), self.targets["tags"]] = 1 / 6
+        self.usual_optimizer.zero_grad()
+        F.cross_entropy(self.usual_head(features), dense).backward()
+        self.usual_optimizer.step()
+
+    def same_head(self) -> None:
+        """Our head with the trunk in front."""
+        with torch.no_grad(), self.low:
+            features = self.trunk(self._pixels())
+        self._head(features)
+
+    def kept(self) -> None:
+        """Our head on kept features."""
+        self._head(torch.from_numpy(self.rows[np.arange(len(self.rows))]))
+
+    def _pixels(self) -> Tensor:
+        jpegs = [self.jpegs[i % len(self.jpegs)] for i in range(len(self.rows))]
+        return torch.stack([self.look(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in jpegs])
+
+    def _head(self, features: Tensor) -> None:
+        self.optimizer.zero_grad()
+        with self.low:
+            loss = self.module.step({**self.targets, "features": features}, "train")["loss"]
+        loss.backward()
+        self.optimizer.step()
+
+
 def spu(batch: int, rounds: int) -> None:
     """One batch of an epoch: the usual way, the same head with the trunk in front, and on kept features."""
-    jpegs, rows = photos(min(batch, 64)), Rows(batch)
-    trunk = Encoder("torchvision:alexnet", "none", None, None, "default", None).eval()
-    module = SPUAnnotator(Trunk(WIDTH), [f"t{i}" for i in range(TAGS)], 1000, "relu", "mean", [1], 0, optimiser())
-    steps = optimiser().build(module.named_parameters(), fused=True)
-    usual_head = nn.Sequential(nn.Linear(WIDTH, 1000), nn.ReLU(), nn.Linear(1000, TAGS))
-    usual_steps = torch.optim.SGD(usual_head.parameters(), 0.005, 0.9, foreach=False)
-    look = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
-                               transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])  # fmt: skip
-    index = np.arange(batch)
-    targets = rows.targets(index)
-    kept = np.random.default_rng(0).random((batch, WIDTH), dtype=np.float32).astype(np.float16)
-    low = torch.autocast("cpu", torch.bfloat16, enabled=computes_bf16("cpu"))
-
-    def pixels() -> Tensor:
-        return torch.stack([look(Image.open(io.BytesIO(jpegs[i % len(jpegs)])).convert("RGB")) for i in range(batch)])
-
-    def usual() -> None:
-        with torch.no_grad():
-            features = trunk(pixels())
-        dense = torch.zeros(batch, TAGS)
-        dense[torch.arange(batch).repeat_interleave(6), targets["tags"]] = 1 / 6
-        usual_steps.zero_grad()
-        F.cross_entropy(usual_head(features), dense).backward()
-        usual_steps.step()
-
-    def head(features: Tensor) -> None:
-        steps.zero_grad()
-        with low:
-            loss = module.step({**targets, "features": features}, "train")["loss"]
-        loss.backward()
-        steps.step()
-
-    def same_head() -> None:
-        with torch.no_grad(), low:
-            features = trunk(pixels())
-        head(features)
-
-    def cached() -> None:
-        head(torch.from_numpy(kept[index]))
-
-    ways = {"usual": usual, "same head": same_head, "kept": cached}
-    taken = in_turn({name: partial(timed, work) for name, work in ways.items()}, rounds)
+    ways = Ways(batch)
+    sides = {"usual": ways.usual, "same head": ways.same_head, "kept": ways.kept}
+    taken = in_turn({name: partial(timed, work) for name, work in sides.items()}, rounds)
     print(f"SPU, {batch} photos")
     show(taken, "usual", "kept", ">= 20")
     show(taken, "same head", "kept", ">= 7")
@@ -150,43 +160,58 @@ class Clock(pl.Callback):
         self.seconds = time.process_time() - self.start
 
 
-def trainer_cost(n: int, rounds: int, folder: Path) -> None:
-    """Two heads on 512 features, batch 256: an epoch through our Trainer set-up against a loop over the same steps."""
-    rows, kept = Rows(n), np.random.default_rng(0).random((n, 512), dtype=np.float32)
+class Epochs:
+    """An epoch of two heads on n rows of 512 kept features, batch 256: by hand and through our Trainer set-up."""
 
-    def module() -> FashionMTL:
-        torch.manual_seed(0)
-        return FashionMTL(Trunk(512), {"a": list("xyz"), "b": list("xyz")}, True, None, 0.0, 0.0, optimiser("adam"))
+    def __init__(self, n: int, folder: Path) -> None:
+        self.rows, self.kept = Rows(n), np.random.default_rng(0).random((n, 512), dtype=np.float32)
+        self.folder = folder
 
-    def loader(group: int) -> FeatureLoader:
-        return FeatureLoader(kept, rows, TrainSampler(n, 256, 0), 256, group, drop_last=True)  # type: ignore[arg-type]
-
-    def loop() -> float:
-        net = module()
-        steps = net.optimiser.build(net.named_parameters(), fused=True)
+    def by_hand(self) -> float:
+        """Seconds of a loop over the steps."""
+        net = self._module()
+        optimizer = net.optimiser.build(net.named_parameters(), fused=True)
 
         def epoch() -> None:
-            for batch in loader(0):
-                steps.zero_grad()
+            for batch in self._loader(0):
+                optimizer.zero_grad()
                 net.step(batch, "train")["loss"].backward()
-                steps.step()
+                optimizer.step()
 
         return timed(epoch)
 
-    def ours(group: int) -> float:
-        net, clock = module(), Clock()
+    def ours(self, group: int) -> float:
+        """Seconds of the same steps under the Trainer, so many in a group, each alone with 0."""
+        net, clock = self._module(), Clock()
         net.automatic_optimization = not group
         log = StepLog(Progress("fit"), "val/loss")
-        out = Path(tempfile.mkdtemp(dir=folder))
+        out = Path(tempfile.mkdtemp(dir=self.folder))
         trainer = pl.Trainer(
             accelerator="cpu", max_epochs=1, default_root_dir=out, enable_progress_bar=False,
             enable_model_summary=False, logger=[MetricsFile(out / "metrics.jsonl")], use_distributed_sampler=False,
             callbacks=[clock, log, RandomState(), LastCheckpoint(out / "last.ckpt", 300, log)],
         )  # fmt: skip
-        trainer.fit(net, loader(group))
+        trainer.fit(net, self._loader(group))
         return clock.seconds
 
-    taken = in_turn({"loop": loop, "grouped": lambda: ours(16), "one by one": lambda: ours(0)}, rounds)
+    def _module(self) -> FashionMTL:
+        torch.manual_seed(0)
+        return FashionMTL(Trunk(512), {"a": list("xyz"), "b": list("xyz")}, True, None, 0.0, 0.0, optimiser("adam"))
+
+    def _loader(self, group: int) -> FeatureLoader:
+        sampler = TrainSampler(len(self.kept), 256, 0)
+        return FeatureLoader(self.kept, self.rows, sampler, 256, group, drop_last=True)  # type: ignore[arg-type]
+
+
+def trainer_cost(n: int, rounds: int, folder: Path) -> None:
+    """What our Trainer set-up costs over a loop over the same steps."""
+    epochs = Epochs(n, folder)
+    sides: dict[str, Job] = {
+        "loop": epochs.by_hand,
+        "grouped": partial(epochs.ours, 16),
+        "one by one": partial(epochs.ours, 0),
+    }
+    taken = in_turn(sides, rounds)
     print(f"epoch of {n // 256} steps on kept features")
     show(taken, "grouped", "loop", "<= 1.15")
     show(taken, "one by one", "loop")
