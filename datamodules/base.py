@@ -118,7 +118,7 @@ class ImageDataModule(Loaders):
             splits = self.carve_val(splits, keys)
         splits = self.disjoint(splits, keys)
         paths = [path.relative_to(self.root).as_posix() for path in splits["train"].paths]
-        splits = {**splits, "train": self.revise(splits["train"], paths)}
+        splits = self.view({**splits, "train": self.revise(splits["train"], paths)})
         self.check(splits)
         self.splits = self.mix(splits)
 
@@ -179,6 +179,10 @@ class ImageDataModule(Loaders):
         if self.on_leak == "warn":
             return splits
         return {name: without(photos, found.get(name, [])) for name, photos in splits.items()}
+
+    def view(self, splits: Splits) -> Splits:
+        """What of the splits, or of their labels, is wanted, where a data set has several views."""
+        return splits
 
     def strangers(self, paths: Sequence[Path], splits: Mapping[str, Photos]) -> Photos:
         """Photos of some folder as a split: sound ones, and none that is held out."""

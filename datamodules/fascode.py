@@ -208,6 +208,11 @@ class FASCODE(ImageDataModule):
     def _photos(self, split: str, table: Table, names: Mapping[str, Sequence[str]]) -> Photos:
         folder = self.folders["test" if split == "predict" else split]
         paths = [folder / name.replace("\\", "/") for name in table.column("image_name")]
+        if self.crop == "box" and not set(BOX) & set(table.columns):
+            raise ValueError(
+                f"{table.path} has none of the columns {', '.join(BOX)}: add them, or set crop=photo in the stage's "
+                "data to look at whole photos"
+            )
         boxes = read_boxes(table, BOX) if self.crop == "box" else None
         labels = {} if split == "predict" else {task: read_labels(table, task, names[task]) for task in names}
         origin = [table.where(at) for at in range(len(paths))]

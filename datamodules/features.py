@@ -22,6 +22,7 @@ from datamodules.photos import Batch, Item
 from datamodules.samplers import Draw, EvalSampler, TrainSampler
 
 CHUNK = 256  # rows that are computed together and marked as done together
+LOADED = ("train", "val", "test", "predict")  # of other splits no feature is kept
 
 
 class FeatureStore:
@@ -210,11 +211,11 @@ class FeatureData(Loaders):
 
     def files(self) -> dict[str, list[str]]:
         """What the pixels of each split's pictures come from."""
-        return {name: list(split.pictures().files()) for name, split in self.splits.items()}
+        return {name: list(self.splits[name].pictures().files()) for name in self.lengths()}
 
     def lengths(self) -> dict[str, int]:
-        """Number of pictures of each split."""
-        return {name: len(split.pictures()) for name, split in self.splits.items()}
+        """Number of pictures of each split that is trained or judged on."""
+        return {name: len(split.pictures()) for name, split in self.splits.items() if name in LOADED}
 
     def loader(self, split: str, sampler: TrainSampler | EvalSampler, batch_size: int) -> FeatureLoader:
         """Batches of features in the order of a sampler, in groups when training."""

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.companions import Companions, Mixture
 from datamodules.photos import Batch, Item, Photos, Unlabelled, each_tensor
-from datamodules.revision import THRESHOLD, Revision
+from datamodules.revision import THRESHOLD, Implied, Revision
 from datamodules.samplers import EvalSampler, TrainSampler, Weights
 from datamodules.transforms import Box, Transform
 from datamodules.verdicts import distinct
@@ -171,6 +171,10 @@ class Loaders(LightningDataModule):
         """A name for each picture of a split that no other one has: by these, tables of verdicts speak of them."""
         return distinct([cast(Any, self).name(split, index) for index in range(len(self.split(split)))])
 
+    def implied(self) -> Implied:
+        """The tasks whose label another's decides, see `Revision.apply`."""
+        return {}
+
     def revise(self, train: Any, names: Sequence[str]) -> Any:
         """The training split with its labels as they are to be learned; `facts` then has the classes that they are of.
 
@@ -181,7 +185,7 @@ class Loaders(LightningDataModule):
         if self.revision == Revision():
             return train
         classes = self.facts["classes"]
-        done = self.revision.apply(train.labels, distinct(names), classes, self.seed)
+        done = self.revision.apply(train.labels, distinct(names), classes, self.seed, self.implied())
         left = np.flatnonzero(~done.gone)
         if self.revision.kept is not None:
             self.dropped = train.keep(np.flatnonzero(done.dropped))

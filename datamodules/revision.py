@@ -18,6 +18,8 @@ THRESHOLD = "(threshold)"  # the class of threshold samples
 UNITS = ("label", "photo")
 FLIPS, SAMPLES = 1, 2  # keep the two draws apart
 
+Implied = Mapping[str, tuple[str, Sequence[int]]]
+
 
 @dataclass
 class Revised:
@@ -88,6 +90,7 @@ class Revision:
         names: Sequence[str],
         classes: Mapping[str, Sequence[str]],
         seed: int,
+        implied: Implied | None = None,
     ) -> Revised:
         """The labels of train as they are to be learned.
 
@@ -96,6 +99,8 @@ class Revision:
             names: of the photos, each once.
             classes: names of the classes of each task.
             seed: of what is drawn.
+            implied: {task: (another task, the class that goes with each of its)} of tasks whose label the other's
+                decides: no errors are planted in them, and they change with it.
 
         Raises:
             FileNotFoundError: there is no file of verdicts.
@@ -104,18 +109,19 @@ class Revision:
         none = np.zeros(len(names), bool)
         done = Revised({task: ids.copy() for task, ids in labels.items()}, {}, none, none)
         if self.flip:
-            done.planted = plant(done.labels, classes, self.flip, seed)
+            done.planted = plant(done.labels, classes, self.flip, seed, implied or {})
             done.notes.append(f"labels: {_sum(done.planted)} labels of train made wrong on purpose (seed {seed})")
         if self.kept is not None:
-            self._obey(done, read_verdicts(Path(self.kept), names, done.labels, classes), classes)
+            self._obey(done, read_verdicts(Path(self.kept), names, done.labels, classes), classes, implied or {})
         if self.threshold is not None:
             taken = set_apart(done.labels, classes, self.threshold, seed)
             done.notes.append(f"labels: {_sum(taken)} labels of train are threshold samples (pass {self.threshold})")
         return done
 
-    def _obey(self, done: Revised, verdicts: Verdicts, classes: Mapping[str, Sequence[str]]) -> None:
+    def _obey(self, done: Revised, verdicts: Verdicts, classes: Mapping[str, Sequence[str]], implied: Implied) -> None:
         """Lay the verdicts over the labels."""
         before, done.labels = done.labels, verdicts.labels
+        follow(done.labels, before, implied)
         done.dropped = np.any(list(verdicts.drop.values()), axis=0)
         done.gone = done.dropped if self.unit == "photo" else np.zeros_like(done.dropped)
         relabelled = sum(int((done.labels[task] != ids).sum()) for task, ids in before.items())
@@ -129,17 +135,27 @@ class Revision:
 
 
 def plant(
-    labels: Labels, classes: Mapping[str, Sequence[str]], share: float, seed: int
+    labels: Labels, classes: Mapping[str, Sequence[str]], share: float, seed: int, implied: Implied
 ) -> dict[str, NDArray[np.bool_]]:
     """Make a share of each task's labels wrong, in place; returns which."""
-    planted = {}
+    planted, before = {}, {task: ids.copy() for task, ids in labels.items()}
     for number, (task, ids) in enumerate(labels.items()):
+        if task in implied:
+            continue
         rng = np.random.default_rng((seed, FLIPS, number))
         order = rng.permutation(np.flatnonzero(ids != MISSING))
         wrong, count = order[: round(share * len(order))], len(classes[task])
         ids[wrong] = (ids[wrong] + rng.integers(1, count, len(wrong))) % count
         planted[task] = np.isin(np.arange(len(ids)), wrong)
-    return planted
+    follow(labels, before, implied)
+    return planted | {task: labels[task] != before[task] for task in implied}
+
+
+def follow(labels: Labels, before: Labels, implied: Implied) -> None:
+    """Where a label changed, change in place those that it decides."""
+    for task, (other, decided) in implied.items():
+        moved = labels[other] != before[other]
+        labels[task][moved] = np.asarray(decided)[labels[other][moved]]
 
 
 def set_apart(

@@ -2,29 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.base import ImageDataModule
 from datamodules.photos import Photos
-from datamodules.products import (
-    PARTS,
-    Listing,
-    generator,
-    list_photos,
-    mappings,
-    names_below,
-    near_duplicates,
-    share_out,
-)
+from datamodules.product_views import expert_view, mapped_view, of_products
+from datamodules.products import PARTS, Listing, generator, list_photos, names_below, near_duplicates, share_out
+from datamodules.revision import Implied, Revision
 from datamodules.samples import shoes as sample
 from datamodules.splits import Keys, Splits, count, settle_leak, twins
 from datamodules.tables import refuse
 from datamodules.transforms import Augment, Transform
-
-OTHERS = "(other brands)"
 
 
 class Shoes(ImageDataModule):
@@ -36,6 +27,10 @@ class Shoes(ImageDataModule):
     What a batch's labels say depends on the view. All photos: `product` and `brand`. With `brand`, one brand's photos
     and, if `others` asks for it, photos of other brands that its expert shall know as strangers. With `mapping.index`,
     all photos, `product` being the class that one of several mapping functions gives the product.
+
+    `labels` are revised before the view is taken, so that every view learns from the same ones: errors are planted in
+    products, verdicts say of all photos which product or brand they show. A photo that is given another product changes
+    its brand with it; one whose product is dropped is no expert's.
 
     Args:
         root: folder of the photos, or of the CSV file.
@@ -55,8 +50,11 @@ class Shoes(ImageDataModule):
         others: photos of other brands for each photo of the brand, as a class of their own; 0 for none.
         mapping: `index` of the mapping function that is wanted (null is none), how many `functions` there are, and the
             `classes` that each has at least.
-        train_on: the split that is trained on; `val` is what calibration learns from.
+        train_on: the split that is trained on; `val` is what calibration learns from. What experts learned from is the
+            split `learned` then, which similar products are looked up in.
         augment: strengths of the random changes, see `Augment`.
+        labels: what becomes of the labels of train, see `Revision`; null leaves them alone.
+        unlabelled: photos beside those of each training batch, see `Mixture`; null for none.
 
     Raises:
         ValueError: a setting outside its range.
@@ -81,9 +79,13 @@ class Shoes(ImageDataModule):
         mapping: Mapping[str, int | None],
         train_on: str,
         augment: Mapping[str, float] | None,
+        labels: Mapping[str, Any] | None = None,
+        unlabelled: Mapping[str, Any] | None = None,
     ) -> None:
         transform = Transform(image_size, fit, 0.0, Augment.of(augment))
-        super().__init__(root, transform, batch_size, seed, threads, on_leak, on_bad_image, val_share)
+        super().__init__(
+            root, transform, batch_size, seed, threads, on_leak, on_bad_image, val_share, labels, unlabelled
+        )
         if not 0 < test_share < 1 or val_share == 0 or val_share + test_share >= 1:
             raise ValueError(
                 f"val_share={val_share!r} and test_share={test_share!r} are not shares above 0 that leave some to "
@@ -100,7 +102,10 @@ class Shoes(ImageDataModule):
             raise ValueError(f"mapping has index, functions and classes, not more nor less: {', '.join(unknown)}")
         self.test_share, self.min_photos, self.near_duplicates = test_share, min_photos, near_duplicates
         self.brand, self.others, self.mapping, self.train_on = brand, others, mapping, train_on
-        self.listing = Listing([], [], [], [], [])
+        if train_on == "val" and (self.revision != Revision() or self.mixture):
+            raise ValueError("train_on=val calibrates on photos as they are labelled: leave out labels and unlabelled")
+        if brand is not None or mapping["index"] is not None:
+            self._refuse_threshold()
 
     @classmethod
     def draw_sample(cls, root: Path, seed: int = 0) -> None:
@@ -113,6 +118,7 @@ class Shoes(ImageDataModule):
         Raises:
             ValueError: the data make no stages by this argument, or a brand has nothing to learn.
         """
+        self._refuse_threshold()
         if argument == "mapping.index":
             return list(range(cast(int, self.mapping["functions"])))
         if argument != "brand":
@@ -127,6 +133,14 @@ class Shoes(ImageDataModule):
                 "anything: set others=1, so that it learns it from other brands' photos, or leave the brand out"
             )
         return brands
+
+    def _refuse_threshold(self) -> None:
+        """Verdicts are of products, which the classes of a view are not."""
+        if self.revision.threshold is not None:
+            raise ValueError(
+                f"labels.threshold={self.revision.threshold} judges labels where all products are learned at once, not "
+                "by brand or mapping.index: judge them in a stage without these, whose kept.csv all others obey"
+            )
 
     def read(self) -> Splits:
         """The photos as one split, `photos`, which `carve_val` shares out.
@@ -145,7 +159,7 @@ class Shoes(ImageDataModule):
         if self.brand is not None and self.brand not in found.brands:
             raise ValueError(f"brand={self.brand!r}: {self.root} has {names_below(sorted(set(found.brands)), 12)}")
         wanted = range(len(found.paths))
-        if self.brand is not None and not self.others:
+        if self.brand is not None and not self.others and self.revision == Revision():
             wanted = [at for at in wanted if found.brands[at] == self.brand]  # type: ignore[assignment]
         return {"photos": self._photos(found, wanted)}
 
@@ -239,54 +253,32 @@ class Shoes(ImageDataModule):
         return photos
 
     def disjoint(self, splits: Splits, keys: Keys) -> Splits:
-        """The splits in the view that is wanted; they are disjoint as they were made."""
+        """The splits, disjoint as they were made; from here on it is known what there is."""
         brands = sorted({brand for brand, _ in self.kinds})
         names = {"product": [self.title(at) for at in range(len(self.kinds))], "brand": brands}
         self.facts = {"classes": names, "brand_of": [brands.index(brand) for brand, _ in self.kinds]}
-        if self.mapping["index"] is not None:
-            splits = self._mapped(splits, self.mapping["index"])
-        elif self.brand is not None:
-            splits = self._expert(splits, names, brands.index(self.brand))
-        held = sorted(name for part in ("val", "test") for name in splits[part].origin)
-        self.facts |= {"trained_on": sorted(splits["train"].origin), "held_out": held}
-        return {**splits, "train": splits[self.train_on]}
-
-    def _mapped(self, splits: Splits, index: int) -> Splits:
-        """All photos, labelled with the classes of one mapping function."""
-        functions, classes = (cast(int, self.mapping[key]) for key in ("functions", "classes"))
-        if not 0 <= index < functions:
-            raise ValueError(f"mapping.index={index} is none of 0 to {functions - 1} (mapping.functions={functions})")
-        table = mappings(len(self.kinds), functions, classes, self.seed)[index]
-        used, table = np.unique(table, return_inverse=True)
-        for photos in splits.values():
-            photos.labels = {"product": table[photos.labels["product"]]}
-        products = self.facts["classes"]["product"]
-        names = [f"class {number} of mapping {index}" for number in used]
-        self.facts = {"classes": {"product": names}, "products": products, "mapping": table.tolist()}
         return splits
 
-    def _expert(self, splits: Splits, names: Mapping[str, list[str]], brand: int) -> Splits:
-        """One brand's photos, and those of others that it shall tell from its own."""
-        own = np.flatnonzero(np.array(self.facts["brand_of"]) == brand)
-        titles = [names["product"][at] for at in own]
-        strangers = sorted({name for name in names["brand"] if name != self.brand}) if self.others else []
-        if self.others and not strangers:
-            raise ValueError(f"others={self.others}: {self.root} has no other brand than {self.brand}: set others=0")
-        self.facts = {
-            "classes": {"product": titles + ([OTHERS] if strangers else [])},
-            "products": titles, "brand": self.brand, "others": strangers,
-        }  # fmt: skip
-        return {name: self._beside_others(name, photos, own, brand) for name, photos in splits.items()}
+    def implied(self) -> Implied:
+        """A photo that shows another product shows that one's brand."""
+        return {"brand": ("product", self.facts["brand_of"])}
 
-    def _beside_others(self, name: str, photos: Photos, own: NDArray[np.int64], brand: int) -> Photos:
-        ours, theirs = (np.flatnonzero((photos.labels["brand"] == brand) == mine) for mine in (True, False))
-        wanted = min(round(self.others * len(ours)), len(theirs))
-        drawn = generator(self.seed, self.brand, name).permutation(theirs)[:wanted]
-        chosen = photos.keep(np.sort(np.concatenate([ours, drawn])))
-        local = np.searchsorted(own, chosen.labels["product"]).clip(max=len(own) - 1)
-        strange = chosen.labels["brand"] != brand
-        chosen.labels = {"product": np.where(strange, len(own), local)}
-        return chosen
+    def view(self, splits: Splits) -> Splits:
+        """All photos, or under a mapping of their labels, or those that one brand's expert sees."""
+        if self.mapping["index"] is not None:
+            splits, self.facts = mapped_view(splits, self.facts, cast(Any, self.mapping), self.seed)
+        elif self.brand is not None:
+            products = self.facts["classes"]["product"]
+            splits, self.facts = expert_view(splits, self.facts, self.brand, self.others, self.seed)
+            own = [products.index(title) for title in self.facts["products"]]
+            self.dropped = self.dropped and of_products(self.dropped, own)
+            self.notes = [f"{note}, of all brands" if note.startswith("labels:") else note for note in self.notes]
+        if "brand" not in self.facts["classes"]:
+            self.planted = {}  # they are told where all products are learned
+        held = sorted(name for part in ("val", "test") for name in splits[part].origin)
+        self.facts |= {"trained_on": sorted(splits["train"].origin), "held_out": held}
+        learned = {"learned": splits["train"]} if self.train_on == "val" else {}
+        return {**splits, "train": splits[self.train_on], **learned}
 
     def check(self, splits: Splits) -> None:
         """Last look at the splits; a small brand has smaller batches than the others."""

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +85,15 @@ def read_table(path: Path) -> Table:
     """Read a CSV file with a header row; blank rows are passed over.
 
     Raises:
-        ValueError: not UTF-8, not CSV, no header, a column named twice, or a row with too many or too few cells.
+        ValueError: not UTF-8, not CSV, not commas, no header, a column named twice, or a row with too many or too few
+            cells.
     """
     lines = [(number, cells) for number, cells in _lines(path) if any(cell.strip() for cell in cells)]
     if not lines:
         raise ValueError(f"{path} is empty: its first row must name the columns")
     columns = [name.strip() for name in lines[0][1]]
+    if len(columns) == 1 and (between := re.search("[;\t|]", columns[0])):
+        raise ValueError(f"{path} has {between[0]!r} between its columns: save it as comma-separated CSV UTF-8")
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
         raise ValueError(f"{path} names column {twice[0]!r} twice: keep one of them")
@@ -179,8 +183,8 @@ def read_labels(table: Table, task: str, names: Sequence[str]) -> NDArray[np.int
         elif by_id and 0 <= whole < len(names):
             ids[at] = whole
         elif cell:
-            why = "out of range" if value is not None else "neither an id nor a name"
-            faults.append(f"{table.where(at)}: {task} = {cell!r} is {why}")
+            why = "is out of range" if value is not None else "is neither an id nor a name"
+            faults.append(f"{table.where(at)}: {task} = {cell!r} {why}")
     listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     refuse(faults, f"{task} has the {len(names)} classes {listed}; correct the file or set classes.{task}")
     return ids

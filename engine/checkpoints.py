@@ -21,7 +21,7 @@ def find_checkpoint(run: Path, stage: str | None = None) -> Path:
     if run.is_file():
         return run
     if not run.is_dir():
-        raise ValueError(f"{run}: there is no such run folder")
+        raise ValueError(f"{run}: there is no such run folder; `python use.py runs` lists those there are")
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run's folder (there is no config.yaml in it)")
     finished = [name for name in read_plan(run)["stages"] if (run / f"{name}.ckpt").is_file()]
@@ -50,7 +50,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def load_stage(checkpoint: Path) -> tuple[pl.LightningModule, Any, dict[str, Any]]:
     """A finished stage's module (in eval mode, with its weights), its DataModule (not set up), and its config.
 
-    Needs the checkpoint file alone: pretrained weights that the module was started from are not read again.
+    Needs the checkpoint file alone: pretrained weights that the module was started from are not read again, and the
+    data are those that are answered and judged, see `_to_answer`.
 
     Raises:
         ValueError: The file is not a stage's checkpoint.
@@ -58,7 +59,7 @@ def load_stage(checkpoint: Path) -> tuple[pl.LightningModule, Any, dict[str, Any
     content = read_checkpoint(checkpoint)
     module = instantiate(_without_weights(content["stage"]["module"]), _convert_="all")
     module.load_state_dict(content["state_dict"])
-    data = instantiate(content["stage"]["data"], _convert_="all")
+    data = instantiate(_to_answer(content["stage"]["data"]), _convert_="all")
     return module.eval(), data, content
 
 
@@ -66,6 +67,20 @@ def _without_weights(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: "none" if key == "weights" else _without_weights(value) for key, value in node.items()}
     return node
+
+
+def _to_answer(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of data less what training alone asks for, and what may have gone since.
+
+    These are verdicts on the labels of train, which would not fit other data either, and unlabelled photos.
+    """
+    settings = dict(data)
+    if settings.get("unlabelled"):
+        settings["unlabelled"] = None
+    labels = settings.get("labels")
+    if isinstance(labels, dict) and labels.get("kept"):
+        settings["labels"] = labels | {"kept": None}
+    return settings
 
 
 def add_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:

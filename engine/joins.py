@@ -3,37 +3,16 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from glob import glob
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from engine.checkpoints import add_tensors, read_checkpoint
+from engine.members import members
 
 State = dict[str, Tensor]
 TRUNK = "encoder."
-
-
-def members(where: Any) -> list[Path]:
-    """The checkpoints that a place, or a list of places, means: stages' files, or all in a folder; globs of either.
-
-    A folder is one that an `each` stage left: `<run>/expert`, or of a multirun with `only=A,B,...` `<sweep>/*/expert`.
-
-    Raises:
-        ValueError: There is none.
-    """
-    found: list[Path] = []
-    for pattern in [where] if isinstance(where, str) else where:
-        places = [Path(place) for place in sorted(glob(pattern))]
-        here = [place for place in places if place.is_file()]
-        # `last.ckpt` and their like are no stages' results: those have a done-file beside them.
-        files = (path for place in places if place.is_dir() for path in sorted(place.glob("*.ckpt")))
-        here += [path for path in files if path.with_suffix(".json").is_file()]
-        if not here:
-            raise ValueError(f"joins: no stage has finished in {pattern}: run those that are to be joined first")
-        found += here
-    return found
 
 
 class Joined:

@@ -100,6 +100,11 @@ def epoch_number(row: Record) -> int:
     return int(row.get("epoch") or 0) + 1
 
 
+def rule_of(stage: Stage) -> str:
+    """The decoding rule whose figures a stage's are, where it measures several; empty where its parts are tasks."""
+    return str((stage.config.get("module") or {}).get("decoding") or "")
+
+
 def result_tables(run: Run, stage: Stage) -> list[Scores]:
     """The stage's results: metric by split and, for several tasks, task by metric; none where there is nothing yet."""
     scores, _ = scores_of(stage)
@@ -168,30 +173,32 @@ def _summary(stage: Stage, scores: dict[str, float], theirs: dict[str, float]) -
     several = any(task for _, task, _ in map(split_key, scores))
     heads = [(split, "ours") for split in splits]
     heads += [("commonest class", "majority")] * (base is not None) + [("the source", "theirs")] * bool(theirs)
+    rule = rule_of(stage) if several else ""
     lines = []
     for metric in _metrics(keys):
         cells = [scores.get(f"{split}/{metric}") for split in splits]
         cells += [base if metric in AGAINST_MAJORITY else None] * (base is not None)
         cells += [theirs.get(f"test/{metric}", theirs.get(f"val/{metric}"))] * bool(theirs)
-        lines.append(Line("loss of all" if several and metric == "loss" else metric_name(metric), cells))
-    return Scores("Mean over the tasks" if several else "", heads, [("", lines)])
+        lines.append(Line("loss of all" if several and not rule and metric == "loss" else metric_name(metric), cells))
+    title = f"By the rule that answers, {rule}" if rule else "Mean over the tasks" if several else ""
+    return Scores(title, heads, [("", lines)])
 
 
 def _by_task(stage: Stage, scores: dict[str, float], theirs: dict[str, float]) -> Scores:
     """Task by metric, a group of rows for each split; baselines and source's figures follow their metric."""
-    metrics = _metrics([key for key in scores if split_key(key)[1]])
+    metrics, rule = _metrics([key for key in scores if split_key(key)[1]]), rule_of(stage)
     claimed = {split_key(key)[2] for key in theirs if split_key(key)[1]}
     columns = [
         (metric, kind)
         for metric in metrics
         for kind in ("ours", "majority", "theirs")
         if kind == "ours"
-        or (kind == "majority" and metric in AGAINST_MAJORITY and stage.confusion)
+        or (kind == "majority" and metric in AGAINST_MAJORITY and stage.confusion and not rule)
         or (kind == "theirs" and metric in claimed)
     ]
     special = {"majority": "commonest class", "theirs": "the source"}
     heads: list[tuple[str, str]] = [(special.get(kind, metric_name(metric)), kind) for metric, kind in columns]
-    table = Scores("By task", heads)
+    table = Scores("By each rule" if rule else "By task", heads)
     for split in ("test", "val"):
         tasks = dict.fromkeys(task for s, task, _ in map(split_key, scores) if s == split and task)
         values = {"ours": scores, "majority": _spread(stage, split), "theirs": theirs}
@@ -199,7 +206,7 @@ def _by_task(stage: Stage, scores: dict[str, float], theirs: dict[str, float]) -
         if lines:
             # The loss over all tasks is their weighted sum, so it has no place in a row of means.
             mean = [values[kind].get(f"{split}/{m}") if m != "loss" else None for m, kind in columns]
-            table.groups.append((split, [*lines, Line("mean", mean, mean=True)]))
+            table.groups.append((split, lines if rule else [*lines, Line("mean", mean, mean=True)]))
     return table
 
 

@@ -127,17 +127,31 @@ def is_safe(key: str) -> bool:
     return False
 
 
-def stage_key(stage: dict[str, Any], name: str, seed: int, out: Path) -> str:
-    """A digest of what a stage's result depends on: its config but for the safe keys, and the run's files it reads."""
+def stage_key(stage: dict[str, Any], name: str, seed: int, out: Path, others: Sequence[Path] = ()) -> str:
+    """A digest of what a stage's result depends on: its config but for the safe keys, and the files it reads.
+
+    Args:
+        stage: Its config; what it names below `out` is read.
+        name: Of the stage.
+        seed: Of the run.
+        out: The run's folder.
+        others: Files outside of it.
+    """
     digest = hashlib.sha256(f"{seed} {name}".encode())
     for key, value in sorted(flatten(stage).items()):
         if isinstance(value, dict) or is_safe(f"stages.{name}.{key}"):
             continue
         digest.update(f"{key}={str(value).replace(str(out), '')}\n".encode())
         for path in _inputs(value, out):
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            _add_file(digest, path)
+    for path in others:
+        _add_file(digest, path)
     return digest.hexdigest()
+
+
+def _add_file(digest: Any, path: Path) -> None:
+    with open(path, "rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
 
 
 def _inputs(value: Any, out: Path) -> list[Path]:

@@ -171,6 +171,21 @@ def test_an_answer_names_product_brand_each_experts_best_and_what_is_strange() -
     ]
 
 
+def test_what_shows_less_evidence_than_any_known_product_is_said_to_be_unfamiliar() -> None:
+    """Experts whose evidence is light: photos have some, a black picture has none."""
+    module = joined()
+    for heads in module.heads.values():
+        for head in heads:
+            nn.init.constant_(head.weight, 5.0)
+            nn.init.zeros_(head.bias)
+    evaluate(module)
+    black = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    (answer,) = module.answers({"image": black}, 3)
+    assert answer["familiar"] == [("NO: unlike all products that are known", 0.0)]
+    known = module.answers({"image": batch()["image"]}, 3)
+    assert sum(each["familiar"][0][0] == "yes" for each in known) >= 11, "of twelve, which the limit was learned from"
+
+
 def test_each_trunk_sees_its_own_size() -> None:
     small, large = Means(), Means()
     trunks = Trunks([{"encoder": small, "side": 4}, {"encoder": large, "side": 8}])

@@ -13,9 +13,11 @@ import torch
 
 from engine.compose import Plan, make_plan
 from engine.each import expand, item_seed, look_up, slug
-from engine.joins import Joined, members
+from engine.joins import Joined
 from engine.lanes import run_side_by_side
 from engine.launch import RankFailed
+from engine.members import members, outside, refuse_gaps
+from engine.preflight import preflight
 from engine.runs import changes, stage_key
 from engine.session import settle
 from engine.suggest import composed
@@ -95,6 +97,18 @@ def test_wrong_names_are_refused_with_the_right_ones(data_dir: Path) -> None:
         planned(data_dir)
 
 
+def test_a_check_looks_at_a_stage_that_joins_what_is_not_there_yet(
+    data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert preflight(planned(data_dir)) == 0
+    printed = capsys.readouterr().out
+    assert "joined: module" in printed
+    assert "not built" in printed
+    assert preflight(planned(data_dir, "stages.expert.module.encoder.weights=nowhere.pth")) == 1
+    assert "weights=nowhere.pth: there is no such file" in capsys.readouterr().out
+
+
 def test_a_name_for_a_folder_in_any_script() -> None:
     names = ["Nike", "Inc 5", "A/B", "눈치 신발", "Étoile d'Or", "..hidden", 3]
     assert [slug(name) for name in names] == ["nike", "inc-5", "a-b", "눈치-신발", "étoile-d-or", "hidden", "3"]
@@ -126,9 +140,16 @@ def test_experts_side_by_side_a_brand_added_later_and_one_that_is_missing(
     for product in range(2):
         for photo in range(5):
             picture(data_dir / f"shoes/Adidas/{product}/{photo}.jpg", 900 + 10 * product + photo)
+    code, printed = cli(*TINY, "resume=latest", "only=joined")
+    assert code == 1, "not skipped as if nothing had changed"
+    assert f"joins.experts: the data have Adidas, of which {run}/expert has no expert: train what is miss" in printed
+    assert "(only=[adidas]), or leave only= out" in printed
+    joined = (run / "joined.json").read_text(encoding="utf-8")
     code, printed = cli(*TINY, "resume=latest")
     assert code == 0, printed
     assert printed.count("finished before, skipped") == 3, "those that were there stay as they are"
+    assert printed.count("made anew") == 1
+    assert (run / "joined.json").read_text(encoding="utf-8") != joined
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     state = torch.load(run / "joined.ckpt", weights_only=True)
     assert len(state["state_dict"]["calibration.offset"]) == 4, "and all four answer together"
@@ -137,7 +158,30 @@ def test_experts_side_by_side_a_brand_added_later_and_one_that_is_missing(
         (run / f"expert/nike.{end}").unlink()
     code, printed = cli(*TINY, "resume=latest", "only=joined")
     assert code == 1
-    assert "no expert knows Nike: train what is missing (only=[...])" in printed
+    assert "the data have Nike, of which" in printed
+
+
+def test_members_of_another_run_are_all_there_and_count_when_made_anew(tmp_path: Path) -> None:
+    for job, name in enumerate(["inc-5", "nike"]):
+        checkpoint(tmp_path / f"{job}/expert/{name}.ckpt", 1.0)
+    out = tmp_path / "OUT"
+    stages: dict[str, Any] = {f"expert/{slug(item)}": {"item": item, "joins": {}} for item in ("Inc 5", "Nike")}
+    stages["joined"] = {"joins": {"experts": f"{tmp_path}/*/expert", "router": None}, "each": None}
+    refuse_gaps("joined", stages)
+
+    def key() -> str:
+        return stage_key(stages["joined"], "joined", 0, out, outside(stages["joined"]["joins"], out))
+
+    before = key()
+    assert key() == before
+    (tmp_path / "1/expert/nike.json").write_text('{"metrics": {}}')
+    assert key() != before
+    for item in ("눈치", "A/B", "C", "D"):
+        stages[f"expert/{slug(item)}"] = {"item": item, "joins": {}}
+    with pytest.raises(ValueError, match=r"have 눈치, A/B, C and 1 more, of .* \(only=\[눈치,a-b,c,...\]\), or leave"):
+        refuse_gaps("joined", stages)
+    with pytest.raises(ValueError, match="no stage has finished in"):
+        refuse_gaps("joined", {"joined": {"joins": {"experts": str(tmp_path / "nowhere")}}})
 
 
 def spec(out: Path, name: str, **trainer: Any) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_whole_photos_need_no_boxes(root: Path) -> None:
     for split in COUNTS:
         table(csv_of(root, split), [[row[0], *row[5:]] for row in rows(split)], [COLUMNS[0], *COLUMNS[5:]])
     assert len(module(root, crop="photo").train_dataloader()) == 3
-    refused(root, "no column 'BBox_xmin'")
+    refused(root, "has none of the columns BBox_xmin, .*: add them, or set crop=photo")
 
 
 # --- randomness and order
@@ -433,6 +433,7 @@ def test_the_first_faults_are_spelt_out_and_the_rest_counted(root: Path) -> None
         ("image_name,Daily\n가.jpg,1\n".encode("utf-16"), "is not UTF-8"),
         ("image_name,Daily\n\uac00.jpg,1\n".encode("euc-kr"), "is not UTF-8"),
         (b"image_name,Daily,Daily\nx,1,1\n", "names column 'Daily' twice"),
+        (b"image_name;Daily;Gender\nx;1;1\n", "has ';' between its columns: save it as comma-separated"),
         (b"image_name,Daily\nx.jpg\n", "row 2 has 1 cells where the header has 2"),
         (b'image_name,Daily\n"x.jpg,1\n', "is not a CSV file"),
         ((",".join(COLUMNS) + "\n").encode(), "train is empty"),

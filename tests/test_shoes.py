@@ -1,8 +1,9 @@
 """Shoes: the two layouts, splits that belong to each brand alone, the views, and what is wrong with a shop's photos."""
 
 import csv
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.product_views import OTHERS
 from datamodules.products import coprime, mappings, near_duplicates, share_out
-from datamodules.shoes import OTHERS, Shoes
+from datamodules.shoes import Shoes
+from tests.conftest import only_run
 
 BRANDS = {"Nike": 4, "Inc 5": 3, "눈치": 2}  # products, of five photos each
 
@@ -231,5 +234,100 @@ def test_calibration_trains_on_val_and_the_samples_have_every_script(tmp_path: P
     data = shoes(tmp_path / "shoes", train_on="val")
     data.setup()
     assert data.splits["train"] is data.splits["val"]
+    assert len(data.splits["learned"]) > len(data.splits["val"])
     assert data.facts["classes"]["brand"] == ["Aurora", "Bolt & Sons", "Volta 5", "눈치"]
     assert not set(data.facts["held_out"]) & set(data.facts["trained_on"])
+
+
+def test_a_planted_error_shows_another_product_and_its_brand_in_every_view(root: Path) -> None:
+    plain, wrong = shoes(root), shoes(root, labels={"flip": 0.3})
+    assert names(plain) == names(wrong)
+    before, after = plain.splits["train"].labels, wrong.splits["train"].labels
+    assert (before["product"] != after["product"]).sum() == round(0.3 * 27)
+    assert (np.array(wrong.facts["brand_of"])[after["product"]] == after["brand"]).all()
+    for task in ("product", "brand"):
+        assert (wrong.planted[task] == (before[task] != after[task])).all()
+    for split in ("val", "test"):
+        assert (plain.splits[split].labels["product"] == wrong.splits[split].labels["product"]).all()
+    for brand in BRANDS:
+        expert = shoes(root, brand=brand, labels={"flip": 0.3})
+        here = {wrong.name("train", at) for at in np.flatnonzero(after["brand"] == brands(wrong).index(brand))}
+        assert names(expert)["train"] == here
+        assert any(note.startswith("labels: ") and note.endswith(", of all brands") for note in expert.notes)
+    mapped = shoes(root, mapping={"index": 0, "functions": 2, "classes": 3}, labels={"flip": 0.3})
+    mapped.setup()
+    table = np.array(mapped.facts["mapping"])
+    assert (mapped.splits["train"].labels["product"] == table[after["product"]]).all()
+
+
+def brands(data: Shoes) -> list[str]:
+    found: list[str] = data.facts["classes"]["brand"]
+    return found
+
+
+def verdicts(path: Path, *rows: str) -> dict[str, str]:
+    path.write_text("\n".join(["photo,task,label,action,relabel_to", *rows]), encoding="utf-8")
+    return {"kept": str(path)}
+
+
+def test_verdicts_are_obeyed_by_every_expert(root: Path, tmp_path: Path) -> None:
+    """One photo of Nike is thought to show a product of another brand, one to show nothing that is known."""
+    first, second = sorted(name for name in names(shoes(root))["train"] if name.startswith("Nike/"))[:2]
+    said = [f"{name},product,{name.rpartition('/')[0]}" for name in (first, second)]
+    kept = verdicts(tmp_path / "kept.csv", f"{said[0]},relabel,Inc 5/model 0", f"{said[1]},drop,")
+    whole = shoes(root, labels=kept)
+    photos = whole.split("train")
+    at = [whole.names("train").index(name) for name in (first, second)]
+    assert brands(whole)[photos.labels["brand"][at[0]]] == "Inc 5"
+    assert photos.labels["product"][at[1]] == -1
+    assert brands(whole)[photos.labels["brand"][at[1]]] == "Nike", "only the label of the suspicious task is masked"
+    for others in (0, 1):
+        nike, inc = (shoes(root, brand=brand, labels=kept, others=others) for brand in ("Nike", "Inc 5"))
+        assert second not in names(nike)["train"] | names(inc)["train"]
+        moved = inc.splits["train"].labels["product"][inc.names("train").index(first)]
+        assert inc.facts["classes"]["product"][moved] == "Inc 5/model 0"
+    mapped = shoes(root, labels=kept, mapping={"index": 0, "functions": 2, "classes": 3})
+    assert (mapped.split("train").labels["product"] == -1).nonzero()[0].tolist() == [at[1]]
+    beside = shoes(root, brand="Nike", labels=kept, unlabelled={"source": "dropped", "ratio": 1})
+    assert "unlabelled: 1 photos (dropped), 1 for each labelled one of a batch" in (beside.setup() or beside.notes)
+    with pytest.raises(ValueError, match="none of keep, drop, relabel"):
+        names(shoes(root, labels=verdicts(tmp_path / "kept.csv", f"{said[0]},move,")))
+
+
+def test_labels_are_judged_where_all_products_are_learned(root: Path) -> None:
+    data = shoes(root, labels={"threshold": 0})
+    data.setup()
+    assert data.fake_class == data.facts["classes"]["product"][-1] == data.facts["classes"]["brand"][-1]
+    for view in ({"brand": "Nike"}, {"mapping": {"index": 0, "functions": 2, "classes": 3}}):
+        with pytest.raises(ValueError, match=r"labels.threshold=0 judges labels where all products are learned"):
+            shoes(root, labels={"threshold": 0}, **view)
+    with pytest.raises(ValueError, match=r"labels.threshold=0 judges labels where all products are learned"):
+        data.choices("brand")
+    for setting in ({"labels": {"flip": 0.1}}, {"unlabelled": {"source": "train"}}):
+        with pytest.raises(ValueError, match="train_on=val calibrates on photos as they are labelled"):
+            shoes(root, train_on="val", **setting)
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+
+
+def test_margins_judge_products_and_the_next_run_obeys(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    common = [
+        "experiment=supervised", "sample=true", "logger=none", "trainer.accelerator=cpu", "trainer.precision=32-true",
+        "datamodules@stages.fit.data=shoes", "stages.fit.module.encoder.name=test_resnet", "trainer.max_epochs=2",
+        "stages.fit.data.image_size=32", "stages.fit.data.batch_size=16", "stages.fit.data.labels.flip=0.2",
+    ]  # fmt: skip
+    margins = ["callbacks@stages.fit.callbacks=[best,margins]", "stages.fit.data.labels.threshold=0"]
+    code, printed = cli(*common, *margins, f"out_dir={tmp_path / 'judged'}")
+    assert code == 0, printed
+    judged = only_run(tmp_path / "judged", "supervised") / "fit"
+    assert {row["task"] for row in rows_of(judged / "margins.csv")} == {"product"}
+    summary = json.loads((judged / "margins.json").read_text(encoding="utf-8"))["product"]
+    assert 0.1 * summary["judged"] < summary["planted"] < 0.3 * summary["judged"]
+    dropped = sum(row["action"] == "drop" for row in rows_of(judged / "kept.csv"))
+    assert dropped == summary["suspicious"] > 0
+    obeyed = [f"stages.fit.data.labels.kept={judged / 'kept.csv'}", "callbacks@stages.fit.callbacks=[best]"]
+    code, printed = cli(*common, *obeyed, f"out_dir={tmp_path / 'obeyed'}")
+    assert code == 0, printed
+    assert f"labels: {dropped} product labels dropped, 0 changed" in printed
