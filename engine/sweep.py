@@ -11,11 +11,13 @@ from typing import Any
 from hydra.conf import HydraConf
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
 from engine.schema import register
 from engine.suggest import explain
+from engine.together import leave_if_asked, run_beside, watch
 
 LAST_LINES = 6
 WIDE = 200  # where there is no terminal whose edge to wrap at
@@ -23,6 +25,14 @@ WIDE = 200  # where there is no terminal whose edge to wrap at
 
 def run_job(cfg: DictConfig, hydra: HydraConf) -> float | None:
     """One job of a sweep; its failure is a red line, a `failure.json` and a value that is not a number."""
+    return run_beside(lambda: _run(cfg, hydra)) if _are_together(hydra) else _run(cfg, hydra)
+
+
+def _are_together(hydra: HydraConf) -> bool:
+    return "joblib" in str(hydra.launcher.get("_target_"))
+
+
+def _run(cfg: DictConfig, hydra: HydraConf) -> float | None:
     from engine.devices import own_device
     from engine.session import start
 
@@ -88,13 +98,26 @@ class SweepTable(Callback):
         self.__dict__.update(state)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self.folder = Path(config.hydra.sweep.dir)
+        if config.folder:  # Hydra makes a warning of any other exception
+            raise SystemExit(
+                f"error: folder={config.folder} is for one run: take it out, or name the sweep's own folder with "
+                f"hydra.sweep.dir={config.folder}, in which each job has one"
+            )
+        if config.check:
+            raise SystemExit("error: check=true looks at one run: leave out -m, and give each setting one value")
+        try:
+            self.folder = Path(config.hydra.sweep.dir)
+        except OmegaConfBaseException as error:  # resume= of a sweep that is not there
+            raise SystemExit(f"error: {explain(error)}") from error
         atexit.register(self._tell_stop)
+        if _are_together(config.hydra):
+            watch()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from engine.summary import jobs_of
         from engine.table import write_table
 
+        leave_if_asked()
         atexit.unregister(self._tell_stop)
         folder = Path(config.hydra.sweep.dir)
         jobs = jobs_of(folder)

@@ -20,6 +20,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from engine.together import leave_if_asked
+
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
@@ -128,6 +130,7 @@ class OptunaSearch(Sweeper):
         batch = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in trials]
         self.validate_batch_is_legal(batch)
         returned = self.launcher.launch(batch, initial_job_idx=trials[0].number)
+        leave_if_asked()  # these trials are finished when the search goes on
         for trial, job in zip(trials, returned, strict=True):
             value = judged(job)
             if value is None:

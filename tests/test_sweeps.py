@@ -1,5 +1,8 @@
 """Multiruns: the page of a sweep, a failure told at once, Ctrl-C, and several jobs at a time with a device each."""
 
+import json
+import math
+import os
 import re
 import signal
 import time
@@ -78,6 +81,49 @@ def test_a_page_of_one_setting_has_no_coordinates(tmp_path: Path) -> None:
     assert view["curves"] is None, "no history was written"
 
 
+def test_settings_stand_side_by_side_with_what_the_source_says(sweep: Path) -> None:
+    """The test figure of each setting, its spread, and the source's own in a mark of its own; none that diverged."""
+    write_run(sweep / "6", seed=5, val=0.84, name="r50", theirs={"note": "about +3 %"})
+    write_run(sweep / "7", seed=5, val=math.nan, name="r101")
+    view = sweep_view(summarise(collect(sorted(sweep.iterdir()))))["settings"]
+    assert view["alt"] == (
+        "test/top1 of 3 settings: r18 0.4300 ± 0.0361 (source 0.6167); "
+        "r<50> 0.7250 ± 0.0212 (source 0.6167); r50 0.7400"
+    )
+    assert view["theirs"]
+    assert view["notes"] == ["r50: about +3 %"]
+    page = page_of(sweep)
+    assert "A diamond is the source" in page
+    assert "source: r50: about +3 %" in page
+
+
+def test_single_runs_have_no_spread_to_show(tmp_path: Path) -> None:
+    for job, name in enumerate(("r18", "r50")):
+        write_run(tmp_path / str(job), seed=0, val=0.5, name=name)
+    assert sweep_view(summarise(collect(sorted(tmp_path.iterdir()))))["settings"] is None
+
+
+def test_stages_that_the_data_made_are_folded_away(tmp_path: Path) -> None:
+    """The last stage's table comes first, then that of each stage with a name; all of a kind are one table."""
+    stages: dict[str, dict[str, str]] = {"expert/nike": {}, "expert/눈치": {}, "router": {}, "fit": {}}
+    for job in range(2):
+        write_run(tmp_path / str(job), seed=0, val=0.5, lr=0.1 + job, stages=stages)
+        (tmp_path / str(job) / "expert").mkdir()
+        for at, name in enumerate(list(stages)[:3]):
+            metrics = {"val/top1": 0.9, "test/top1": 0.1 * at + job, "test/f1": 0.7}
+            (tmp_path / str(job) / f"{name}.json").write_text(json.dumps({"metrics": metrics}), encoding="utf-8")
+    summary = summarise(collect(sorted(tmp_path.iterdir())))
+    first, second = summary.tables
+    assert first[:2] == ["val/top1", "test/top1"]
+    assert second == ["router: test/top1", "router: test/f1"]
+    assert summary.made == {"expert": {"nike": "expert/nike: test/top1", "눈치": "expert/눈치: test/top1"}}
+    page = page_of(tmp_path)
+    assert "<details><summary>expert: 2 stages, a row each</summary>" in page
+    assert rows_of(page, 2) == [["nike", "0.0000", "1.0000"], ["눈치", "0.1000", "1.1000"]]
+    assert "expert: 2 stages; sweep.csv has their figures." in write_table(tmp_path)
+    assert "expert/nike: val/top1" in (tmp_path / "sweep.csv").read_text(encoding="utf-8").partition("\n")[0]
+
+
 def test_axes_of_numbers_powers_and_names() -> None:
     assert axis_of("x", ["1", "3", "2"]).places == [0.0, 1.0, 0.5]
     assert axis_of("lr", ["0.001", "0.1", "0.01"]).places == pytest.approx([0.0, 1.0, 0.5])
@@ -111,6 +157,32 @@ def test_joblib_runs_jobs_side_by_side_and_survives_a_failure(cli: Cli, tmp_path
     assert (sweep / "0/fit.json").is_file()
     assert "1 of 2 jobs failed" in printed
     assert "dropout=2 must be" in (sweep / "1/failure.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("number", "to_all", "code"), [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143)])
+def test_jobs_side_by_side_stop_as_one(
+    cli: Cli, start: Start, tmp_path: Path, number: signal.Signals, to_all: bool, code: int
+) -> None:
+    """Ctrl-C reaches the workers too, another signal the launching process alone; the third job is never begun."""
+    together = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "hydra.launcher.pre_dispatch=2"]
+    process = start("-m", *TINY, *together, SLOW % (tmp_path / "sign"), "seed=0,1,2", "trainer.max_epochs=500")
+    logs = [f"sweeps/*/{job}/fit/metrics.jsonl" for job in (0, 1)]
+    until(lambda: all(any(path.stat().st_size for path in tmp_path.glob(log)) for log in logs))
+    for target in [process.pid, *(children(process.pid) if to_all else [])]:
+        os.kill(target, number)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == code, printed
+    (sweep,) = (tmp_path / "sweeps").iterdir()
+    assert (sweep / "0/fit/last.ckpt").is_file()
+    assert (sweep / "1/fit/last.ckpt").is_file()
+    assert not (sweep / "2/fit").exists()
+    assert f"resume={sweep} runs what is missing" in printed
+    assert "Traceback" not in printed
+
+
+def children(pid: int) -> list[int]:
+    """Of a process, on Linux."""
+    return [int(found) for found in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_jobs_at_the_same_time_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
