@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.record import Record, Run, Stage, read_run
 from engine.results import judged, split_key
-from engine.variation import ABSENT, differing, is_seed, settings_of, short_names
+from engine.variation import ABSENT, differing, goes_with_seed, is_seed, settings_of, short_names
 
 MOST_METRICS = 8
 
@@ -115,13 +115,28 @@ class Summary:
 
     @property
     def tables(self) -> list[list[str]]:
-        """The metrics of each table: one for each earlier stage that was tested, then the last stage's."""
+        """The metrics of each table: the last stage's first, then those of each earlier stage that was tested."""
+        earlier = [found[:MOST_METRICS] for stage, found in self._earlier().items() if "/" not in stage]
+        return [self._main_metrics(), *earlier]
+
+    @property
+    def made(self) -> dict[str, dict[str, str]]:
+        """Of earlier stages that the data made {kind: {item: its first test metric}}: all of a kind in one table."""
+        kinds: dict[str, dict[str, str]] = {}
+        for stage, found in self._earlier().items():
+            kind, slash, item = stage.partition("/")
+            if slash:
+                kinds.setdefault(kind, {})[item] = found[0]
+        return kinds
+
+    def _earlier(self) -> dict[str, list[str]]:
+        """The test metrics of each earlier stage that are means over the tasks, but for the loss."""
         earlier: dict[str, list[str]] = {}
         for metric in self.metrics:
             stage, colon, key = metric.rpartition(": ")
             if colon and key.startswith("test/") and not split_key(key)[1] and split_key(key)[2] != "loss":
                 earlier.setdefault(stage, []).append(metric)
-        return [*(metrics[:MOST_METRICS] for metrics in earlier.values()), self._main_metrics()]
+        return earlier
 
     def _main_metrics(self) -> list[str]:
         """The judged metric, its test figure, and the other test figures that are means over the tasks."""
@@ -179,8 +194,9 @@ def collect_sweep(folder: Path) -> list[Row]:
 def summarise(rows: Sequence[Row]) -> Summary:
     """Finds the keys that differ and groups the finished runs by all of them but the seed."""
     rows = list(rows)
-    keys = differing([row.settings for row in rows if row.settings])
-    setting = [key for key in keys if not is_seed(key)]
+    told = [row.settings for row in rows if row.settings]
+    keys = differing(told)
+    setting = [key for key in keys if not is_seed(key) and not goes_with_seed(key, told)]
     groups: dict[tuple[str, ...], Group] = {}
     for row in rows:
         if row.state == "finished":

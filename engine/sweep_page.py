@@ -10,9 +10,11 @@ from engine.record import Record
 from engine.report import write_page
 from engine.results import epoch_number
 from engine.sections import picture_view
+from engine.spread import Setting, side_by_side
 from engine.summary import Group, Row, Summary, last_lines
 
 MOST_CURVES = 8
+MOST_SETTINGS = 40
 
 
 def write_sweep_page(folder: Path, summary: Summary) -> Path:
@@ -36,6 +38,7 @@ def sweep_view(summary: Summary) -> dict[str, Any]:
         "best_told": list(zip(summary.names.values(), best.settings, strict=True)) if best else [],
         "runs": [_run_view(summary, row) for row in summary.rows],
         "failed": [_failure_view(summary, row) for row in summary.unfinished],
+        "settings": _settings(summary),
         "coordinates": _coordinates(summary),
         "curves": _curves(summary),
         "seconds": sum(row.seconds or 0.0 for row in summary.rows),
@@ -68,6 +71,39 @@ def _failure_view(summary: Summary, row: Row) -> Record:
         "folder": str(row.run.folder) if row.run else "",
         "lines": last_lines(row.run.folder) if row.run and row.state == "failed" else [],
     }
+
+
+def _settings(summary: Summary) -> Record | None:
+    """A picture of the test figure, or of the judged one where there is none, if settings have several runs."""
+    metrics = {group.rows[0].metric for group in summary.groups}
+    if len(metrics) != 1 or not any(len(group.rows) > 1 for group in summary.groups):
+        return None
+    judged = metrics.pop()
+    test = f"test/{judged.partition('/')[2]}"
+    metric = test if test in summary.metrics else judged
+    rows = [setting for group in summary.groups if (setting := _setting(group, _name(summary, group), metric))]
+    if not 2 <= len(rows) <= MOST_SETTINGS:
+        return None
+    theirs = any(row.theirs is not None for row in rows)
+    return picture_view(side_by_side(rows, metric), theirs=theirs, notes=_notes(summary))
+
+
+def _setting(group: Group, name: str, metric: str) -> Setting | None:
+    """A row of the picture; none where a run of the group has no finite figure."""
+    values, mean = group.values(metric), group.mean(metric)
+    if mean is None or not all(map(_finite, values)):
+        return None
+    return Setting(name, values, mean, group.spread(metric), group.claims.get(metric))
+
+
+def _notes(summary: Summary) -> list[str]:
+    """What the source says in words, with the settings that it says it of, unless these are all."""
+    said: dict[str, list[str]] = {}
+    for group in summary.groups:
+        if note := group.rows[0].source.get("note"):
+            said.setdefault(str(note), []).append(_name(summary, group))
+    everywhere = len(summary.groups)
+    return [note if len(names) == everywhere else f"{'; '.join(names)}: {note}" for note, names in said.items()]
 
 
 def _coordinates(summary: Summary) -> Record | None:

@@ -100,6 +100,9 @@ def _cell(group: Group, metric: str) -> str:
 def _remarks(summary: Summary) -> list[str]:
     """What the table's signs mean, what it leaves out, and which runs are not in it."""
     lines = [escape(remark) for remark in summary.remarks()]
+    lines += [
+        f"{escape(kind)}: {len(made)} stages; sweep.csv has their figures." for kind, made in summary.made.items()
+    ]
     if len(summary.names) > MOST_KEYS:
         lines.append(f"{len(summary.names) - MOST_KEYS} more keys differ; sweep.csv has them.")
     return lines + [f"[red]{row.state}[/] {escape(_line(summary, row))}" for row in summary.unfinished]

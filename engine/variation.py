@@ -58,6 +58,17 @@ def differing(rows: Sequence[Settings]) -> list[str]:
     return [key for key in differ if key in first.values()]
 
 
+def goes_with_seed(key: str, rows: Sequence[Settings]) -> bool:
+    """Whether a key tells runs apart as their seeds do: where each starts from the earlier run of its own seed."""
+    if key != "start_from":
+        return False
+    starts: dict[tuple[str, ...], set[str]] = {}
+    for row in rows:
+        seeds = tuple(value for name, value in row.items() if is_seed(name))
+        starts.setdefault(seeds, set()).add(row.get(key, ABSENT))
+    return all(len(found) == 1 for found in starts.values())
+
+
 def is_seed(key: str) -> bool:
     """Whether the key is a seed, over which figures are averaged."""
     return key.rpartition(".")[2] == "seed"

@@ -302,6 +302,26 @@ def test_stages_of_each_item_stand_in_the_place_of_their_parent(run: Path) -> No
     assert read_run(run).stages[0].metrics["test/top1"] == 0.75
 
 
+def test_many_stages_are_folded_and_a_rule_that_answers_is_no_mean(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    names = [f"expert/{item}" for item in "abc"]
+    for name in names:
+        write_stage(run, name)
+    joined = config["stages"]["tune"] | {"module": {"_target_": "x.BrandExperts", "decoding": "scaled"}}
+    config["stages"] = {"expert": config["stages"]["probe"], "tune": joined}
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    shutil.rmtree(run / "probe")
+    (run / "probe.json").unlink()
+    html = write_report(run).read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.text.index("tune By the rule that answers, scaled") < page.text.index("expert/a: top-1 0.7500 (test)")
+    assert "By each rule" in page.text
+    assert "Mean over the tasks" in page.text, "those of the experts"
+    assert not any(row[:1] == ["mean"] for row in page.rows[: page.rows.index(page.row("종류")) + 4])
+    assert html.count("<details open>") == html.count("<summary>tune</summary>")
+    assert "3 more stages" in page.text
+
+
 def test_stages_not_asked_for_do_not_make_a_run_unfinished(run: Path) -> None:
     shutil.rmtree(run / "tune")
     (run / "tune.json").unlink()

@@ -194,3 +194,11 @@ def test_no_folder_is_refused(tmp_path: Path) -> None:
 
 def test_no_jobs(tmp_path: Path) -> None:
     assert "0 of 0 runs finished" in table_of(tmp_path)
+
+
+@pytest.mark.parametrize(("starts", "groups"), [("aabb", 2), ("abba", 4)])
+def test_a_run_may_start_from_the_earlier_one_of_its_seed(tmp_path: Path, starts: str, groups: int) -> None:
+    """Seeds 0, 0, 1, 1 and two rates: where it starts goes with the seed, or is a setting of its own."""
+    for job, start in enumerate(starts):
+        write_run(tmp_path / str(job), seed=job // 2, val=0.5, lr=0.1 + job % 2, start_from=start)
+    assert len(summarise(collect(sorted(tmp_path.iterdir()))).groups) == groups
