@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from torch import nn
 
 
 class Confusion(Callback):
@@ -14,6 +15,19 @@ class Confusion(Callback):
 
     They are the technique's own metric objects (`metrics["test"]["confusion"]`), so they agree with its figures.
     """
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Refuses a technique that has no such metrics.
+
+        Raises:
+            ValueError: always then.
+        """
+        tests = pl_module.metrics["test"]
+        if not isinstance(tests, nn.ModuleDict) or "confusion" not in tests:
+            raise ValueError(
+                f"callbacks.confusion: {type(pl_module).__name__} has no metrics['test']['confusion'], "
+                "{task: confusion matrix}: give it one, or leave the callback out."
+            )
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         # compute() adds the ranks' counts up: a collective, so all ranks pass here.

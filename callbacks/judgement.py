@@ -97,7 +97,7 @@ def read_judged(path: Path) -> dict[Key, Judged]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no table of margins.
+        ValueError: it is no table of margins, or a row of it is cut off or changed.
     """
     if not path.is_file():
         raise FileNotFoundError(f"margins.earlier={path}: there is no such file; the first pass must run before.")
@@ -108,7 +108,16 @@ def read_judged(path: Path) -> dict[Key, Judged]:
                 f"margins.earlier={path} is no margins.csv: its columns are {', '.join(reader.fieldnames or ())}, not "
                 f"{', '.join(HEADING)}."
             )
-        return {(row["photo"], row["task"]): parsed(row) for row in reader}
+        found = {}
+        for row in reader:
+            try:
+                found[row["photo"], row["task"]] = parsed(row)
+            except (AttributeError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"margins.earlier={path} row {reader.line_num} has no numbers where the AUM, the threshold and the "
+                    "margins stand: make the first pass again; a person's changes belong in kept.csv."
+                ) from error
+        return found
 
 
 def parsed(row: Mapping[str, str]) -> Judged:

@@ -127,11 +127,10 @@ class Margins(Callback):
         places = {name: place for place, name in enumerate(data.names("train"))}
         labels = data.splits["train"].labels
         for (photo, task), first in self.before.items():
-            now = None
-            if task in classes and photo in places:
-                now = classes[task][labels[task][places[photo]]]
-            if now not in (first.label, data.fake_class) or now is None:
-                has = f"labelled {task} {now!r} here" if now else "not in train"
+            ident = labels[task][places[photo]] if task in classes and photo in places else -1
+            now = classes[task][ident] if ident >= 0 else None
+            if now is None or now not in (first.label, data.fake_class):
+                has = f"labelled {task} {now!r} here" if now else "not in train with such a label"
                 raise ValueError(
                     f"margins.earlier={self.earlier} is of other data: {photo!r}, labelled {task} {first.label!r} in "
                     f"it, is {has}; take the first pass over these data, with the same seed."

@@ -25,6 +25,8 @@ HELD, FELL, OPEN = "held", "did not hold", "not enough runs"
 # Safe to change between two starts of one run, but not between runs that are to be the same.
 TELLING = ("max_epochs", "max_steps", "max_time", "limit_test_batches")
 
+Known = dict[frozenset[tuple[str, str]], list[Row]]
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -140,11 +142,18 @@ def _of_no_consequence(key: str) -> bool:
     return is_safe(key) and leaf not in TELLING
 
 
-def find(plan: Plan, rows: Iterable[Row]) -> list[Row]:
+def by_meaning(rows: Iterable[Row]) -> Known:
+    """Runs by what they mean, the newest first. A config is looked at once, however many claims ask for it."""
+    known: Known = {}
+    for row in sorted(rows, key=lambda row: str(row.run and row.run.environment.get("created")), reverse=True):
+        if row.run:
+            known.setdefault(frozenset(meaning(row.run.config).items()), []).append(row)
+    return known
+
+
+def find(plan: Plan, known: Known) -> list[Row]:
     """The runs that mean the same as a plan, the newest first."""
-    wanted = meaning(plan)
-    found = [row for row in rows if row.run and meaning(row.run.config) == wanted]
-    return sorted(found, key=lambda row: str(row.run and row.run.environment.get("created")), reverse=True)
+    return known.get(frozenset(meaning(plan).items()), [])
 
 
 def assess(claim: Claim, found: Mapping[tuple[str, int], Sequence[Row]]) -> Assessment:

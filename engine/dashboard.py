@@ -10,7 +10,7 @@ import yaml
 
 from engine.suggest import CONF, files_named
 
-KINDS = ("line", "bar", "media", "coordinates", "importance")
+KINDS = ("line", "bar", "media", "table", "coordinates", "importance")
 SPLITS = ("train/", "val/", "test/")
 
 
@@ -70,6 +70,8 @@ def panel_of(panel: dict[str, Any], across: int = 3) -> Any:
         return wr.BarPlot(metrics=keys, layout=layout)
     if kind == "media":
         return wr.MediaBrowser(media_keys=keys, layout=layout)
+    if kind == "table":
+        return wr.WeavePanelSummaryTable(table_name=keys, layout=layout)
     if kind == "importance":
         return wr.ParameterImportancePlot(with_respect_to=keys, layout=layout)
     columns = [wr.SummaryMetric(key) if key.startswith(SPLITS) else wr.Config(key) for key in keys]

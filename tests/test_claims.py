@@ -8,7 +8,8 @@ import pytest
 import yaml
 from scipy import stats
 
-from engine.claims import Claim, assess, find, meaning, plan_of, read_claim, read_claims
+from engine import claims
+from engine.claims import Claim, assess, by_meaning, find, meaning, plan_of, read_claim, read_claims
 from engine.commands.runs import find_runs
 from engine.paired import paired_test, two_sided
 from engine.summary import Row, collect
@@ -106,11 +107,12 @@ def test_one_side_against_its_own_other_figure_and_against_a_number() -> None:
 
 
 @pytest.mark.parametrize("path", CLAIMS, ids=lambda path: path.stem)
-def test_every_claim_composes(path: Path) -> None:
+def test_every_claim_composes(path: Path, data_dir: Path) -> None:
+    """On samples, since the data decide how many stages some experiments have."""
     told = read_claim(path)
     assert len(told.seeds) >= 3
     for overrides in told.sides.values():
-        assert plan_of([*overrides, "seed=0"])["stages"]
+        assert plan_of([*overrides, "seed=0", "sample=true", f"data_dir={data_dir}"])["stages"]
     for metric in told.metrics:
         assert metric in ("parameters", "seconds") or metric.split(": ")[-1].startswith("test/"), "judged on test data"
 
@@ -127,7 +129,7 @@ def test_every_claim_composes(path: Path) -> None:
     ],
 )
 def test_bad_claims_are_refused(change: dict[str, object], said: str, tmp_path: Path) -> None:
-    content = yaml.safe_load(CLAIMS[0].read_text(encoding="utf-8")) | change
+    content = yaml.safe_load((ROOT / "conf/claims/fashion_aum.yaml").read_text(encoding="utf-8")) | change
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
     with pytest.raises(ValueError, match=r"c\.yaml") as refused:
@@ -143,11 +145,36 @@ def test_an_unknown_claim_is_named_with_the_nearest() -> None:
 def test_a_run_counts_by_what_it_means(run: Path) -> None:
     asked = [*TINY, "seed=0", f"data_dir={run.parent / 'data'}"]
     rows = collect([run])
-    assert find(plan_of(asked), rows) == rows
-    assert find(plan_of([*asked, "trainer.log_every_n_steps=7", "logger=tensorboard", "out_dir=x"]), rows) == rows
+    known = by_meaning(rows)
+    assert find(plan_of(asked), known) == rows
+    assert find(plan_of([*asked, "trainer.log_every_n_steps=7", "logger=tensorboard", "out_dir=x"]), known) == rows
     for other in ("seed=1", "trainer.max_epochs=3", "stages.fit.module.dropout=0.5"):
-        assert find(plan_of([*asked, other]), rows) == [], other
+        assert find(plan_of([*asked, other]), known) == [], other
     assert "seed" in meaning(plan_of(asked))
+
+
+def test_the_newest_run_of_a_meaning_stands_first_and_a_config_is_looked_at_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, newer = collect([run, run])
+    assert older.run
+    assert newer.run
+    older.run.environment, newer.run.environment = {"created": "2026-01-01"}, {"created": "2026-01-02"}
+    looked = []
+    monkeypatch.setattr(claims, "meaning", lambda config: looked.append(config) or meaning(config))
+    known = by_meaning([older, newer])
+    assert len(looked) == 2
+    assert find(dict(newer.run.config), known) == [newer, older]
+    assert len(looked) == 3, "the plan's alone"
+
+
+def test_a_claim_that_does_not_compose_leaves_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where the data of one are not there, `--run` says so and goes on with the next."""
+    nothing = ["--set", f"data_dir={tmp_path / 'none'}"]
+    assert command_line(["claims", "brand_split", "--runs", str(tmp_path), "--run", "--seeds", "0", *nothing]) == 1
+    said = capfd.readouterr().err
+    assert said.startswith("brand_split: not assessed: ")
+    assert said.count("\n") == 1
 
 
 def test_the_machinery_runs_what_is_missing(tmp_path: Path, data_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from wandb import Table
 
-from callbacks.judgement import Judged, judge, merge, read_judged, suggest
+from callbacks.judgement import HEADING, Judged, judge, merge, read_judged, suggest
 from callbacks.margins import Margins, margins
 from tests.toy_arrays import Toy
 from tests.toy_fashion import technique
@@ -253,6 +253,36 @@ def test_an_earlier_pass_of_other_data_is_refused(tmp_path):
     path.write_text(text.replace(",kind 1,", ",kind 0,"))
     with pytest.raises(ValueError, match="labelled class 'kind 0' in it, is labelled class 'kind 1' here"):
         fit(tmp_path / "second", part=1, earlier=str(path))
+
+
+def test_an_earlier_verdict_on_a_label_that_is_missing_now_is_refused():
+    """-1 is no class, and above all not the last one, that of threshold samples."""
+    data = SimpleNamespace(
+        names=lambda split: ["p"], fake_class="(threshold)",
+        splits={"train": SimpleNamespace(labels={"t": torch.tensor([-1]).numpy()})},
+    )  # fmt: skip
+    recorder = callback(earlier="margins.csv")
+    recorder.before = {("p", "t"): Judged("a", -1.0, 0.0, "b", (1.0,))}
+    with pytest.raises(ValueError, match="'p', labelled t 'a' in it, is not in train with such a label"):
+        recorder.compare(data, {"t": ["a", "b", "(threshold)"]})
+
+
+@pytest.mark.parametrize("row", ["p,t,a,-1.0,0.0", "p,t,a,low,0.0,b,drop,1 2", "p,t,a,-1.0,0.0,b,drop,1 ?"])
+def test_a_row_that_is_cut_off_or_changed_is_named(tmp_path, row):
+    path = tmp_path / "margins.csv"
+    path.write_text(",".join(HEADING) + f"\np,u,a,-1.0,0.0,b,drop,1 2\n{row}\n")
+    with pytest.raises(ValueError, match=r"margins.csv row 3 has no numbers .* a person's changes belong in kept.csv"):
+        read_judged(path)
+
+
+def test_what_both_passes_judged_has_the_mean_of_both_and_the_later_guess():
+    first, second = Judged("a", -1.0, 0.0, "b", (1.0,)), Judged("a", 3.0, 1.0, "c", (2.0,))
+    assert merge({("p", "t"): second}, {("p", "t"): first}) == {("p", "t"): Judged("a", 1.0, 0.5, "c", (2.0,))}
+
+
+def test_a_label_at_the_threshold_is_suspicious():
+    assert Judged("a", 0.5, 0.5, "b", ()).suspicious
+    assert not Judged("a", 0.6, 0.5, "b", ()).suspicious
 
 
 def test_tables_are_read_back_as_they_were_written(tmp_path):

@@ -7,14 +7,17 @@ from typing import Any
 
 import optuna
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from engine.compose import make_plan
+from engine.session import settle
 from engine.suggest import composed
 from hydra_plugins.optuna_search import STUDY, OptunaSearch, distribution
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 
 Value = Callable[[dict[str, float], int], float | None]
 RANGES = ["x=interval(-1, 1)", "lr=tag(log, interval(1e-4, 1))", "experiment=fashion_mtl"]
@@ -136,6 +139,29 @@ def test_what_cannot_be_searched_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         search(tmp_path, hill, ranges, **changes)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/sweep").glob("*_search.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("end", [0, -1])
+def test_both_ends_of_every_preset_are_settings_that_are_there(path: Path, end: int) -> None:
+    """By the experiment of the command in the file's head."""
+    text = path.read_text(encoding="utf-8")
+    words = next(line for line in text.splitlines() if "run.py" in line).split()
+    typed = [word for word in words if "=" in word and not word.startswith(("sweep=", "hydra."))]
+    typed += [f"{key}={end_of(f'{key}={told}', end)}" for key, told in params_of(path.stem).items()]
+    experiment = next(word.partition("=")[2] for word in typed if word.startswith("experiment="))
+    settle(make_plan(composed(typed), typed, experiment, Path("OUT")))
+    assert f"sweep={path.stem}" in words
+
+
+def params_of(preset: str) -> dict[str, str]:
+    content = yaml.safe_load((ROOT / f"conf/sweep/{preset}.yaml").read_text(encoding="utf-8"))
+    return content["hydra"]["sweeper"]["params"]
+
+
+def end_of(override: str, end: int) -> object:
+    found = distribution(OverridesParser.create().parse_override(override))
+    return found.choices[end] if isinstance(found, CategoricalDistribution) else (found.low, found.high)[end]
 
 
 def test_a_search_from_the_command_line(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:

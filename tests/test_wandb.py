@@ -25,14 +25,19 @@ Cli = Callable[..., tuple[int, str]]
 WITH = [word for word in TINY if not word.startswith("logger")]
 
 
-def history(segment: Path) -> list[dict[str, Any]]:
-    """The logged rows of an offline segment, as W&B's own reader gives them."""
+def records(segment: Path, kind: str) -> list[dict[str, Any]]:
+    """What an offline segment holds of one kind, as W&B's own reader gives it."""
     done = subprocess.run(
         [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(segment)],
         capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True,
     )  # fmt: skip
-    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return [record["history"]["item"] for record in records if record.get("type") == "history"]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return [record[kind] for record in found if record.get("type") == kind]
+
+
+def history(segment: Path) -> list[dict[str, Any]]:
+    """The logged rows of an offline segment."""
+    return [record["item"] for record in records(segment, "history")]
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
@@ -45,7 +50,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def test_the_offline_files_hold_every_metric(cli: Cli, tmp_path: Path) -> None:
-    code, printed = cli(*WITH, "trainer.log_every_n_steps=1")
+    code, printed = cli(*WITH, "trainer.log_every_n_steps=1", "variant=mine")
     assert code == 0, printed
     run = only_run(tmp_path)
     (segment,) = sync.find_segments(run)
@@ -55,6 +60,8 @@ def test_the_offline_files_hold_every_metric(cli: Cli, tmp_path: Path) -> None:
     assert ours.keys() <= theirs.keys(), "beside them are the confusion matrices"
     for key, values in ours.items():
         assert theirs[key] == pytest.approx(values), key
+    told = [record["update"] for record in records(segment.folder, "config")]
+    assert any((config.get("experiment"), config.get("variant")) == ("fashion_mtl", "mine") for config in told)
 
 
 def segment(home: Path, run: str, name: str, sent: bool = False) -> Path:
@@ -164,10 +171,16 @@ def test_dashboards_build_without_a_network(board: Dashboard) -> None:
     for experiment in board.experiments:
         assert (ROOT / "conf/experiment" / f"{experiment}.yaml").is_file()
     built = workspace_of(board, "me", "nunchi")._to_model().model_dump_json(by_alias=True)
-    keys = [key for panels in board.sections.values() for panel in panels for value in panel.values() for key in value]
+    values = [value for panels in board.sections.values() for panel in panels for value in panel.values()]
+    keys = [key for value in values for key in ([value] if isinstance(value, str) else value)]
     assert all(f'"{key}"' in built for key in keys if key.startswith(("train/", "val/", "test/", "pictures/")))
     assert all(f'"{experiment}"' in built for experiment in board.experiments), "runs are found by their tags"
     assert len(report_of(board, "me", "nunchi").blocks) == 1 + 2 * len(board.sections)
+
+
+def test_every_experiment_has_a_dashboard() -> None:
+    shown = {experiment for board in BOARDS for experiment in board.experiments}
+    assert shown == {path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")}
 
 
 def test_the_fashion_dashboard_shows_what_a_run_logs(run: Path) -> None:

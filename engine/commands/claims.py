@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.claims import Assessment, Claim
-    from engine.summary import Row
+    from engine.claims import Assessment, Claim, Known
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
 
@@ -42,19 +41,20 @@ def run(args: argparse.Namespace) -> int:
     more = [*args.set, *(["sample=true"] if args.sample else [])]
     claims = [replace(claim, seeds=args.seeds or claim.seeds) for claim in read_claims(args.names)]
     failed = sum(_make_missing(claim, more, args.runs) for claim in claims) if args.run else 0
-    rows = _rows(args.runs)
-    assessments = [assessment for claim in claims for assessment in _assess(claim, more, rows)]
+    known = _known(args.runs)
+    assessments = [assessment for claim in claims for assessment in _assess(claim, more, known)]
     _print(assessments)
     if assessments:
         _write_page(args.html or args.runs / "claims.html", assessments, more)
     return int(failed > 0)
 
 
-def _rows(folder: Path) -> "list[Row]":
+def _known(folder: Path) -> "Known":
+    from engine.claims import by_meaning
     from engine.commands.runs import find_runs
     from engine.summary import collect
 
-    return collect(find_runs(folder)) if folder.is_dir() else []
+    return by_meaning(collect(find_runs(folder)) if folder.is_dir() else [])
 
 
 def _jobs(claim: "Claim", more: Sequence[str]) -> Iterator[tuple[str, int, list[str]]]:
@@ -64,13 +64,13 @@ def _jobs(claim: "Claim", more: Sequence[str]) -> Iterator[tuple[str, int, list[
             yield side, seed, [*overrides, *more, f"seed={seed}"]
 
 
-def _assess(claim: "Claim", more: Sequence[str], rows: "list[Row]") -> "Iterator[Assessment]":
+def _assess(claim: "Claim", more: Sequence[str], known: "Known") -> "Iterator[Assessment]":
     """A claim's assessment; none, with a line that says why, where a side does not compose."""
     from engine.claims import assess, find, plan_of
     from engine.suggest import explain
 
     try:
-        found = {(side, seed): find(plan_of(overrides), rows) for side, seed, overrides in _jobs(claim, more)}
+        found = {(side, seed): find(plan_of(overrides), known) for side, seed, overrides in _jobs(claim, more)}
     except Exception as error:
         print(f"{claim.name}: not assessed: {explain(error, more)}", file=sys.stderr)
         return
@@ -78,18 +78,22 @@ def _assess(claim: "Claim", more: Sequence[str], rows: "list[Row]") -> "Iterator
 
 
 def _make_missing(claim: "Claim", more: Sequence[str], folder: Path) -> int:
-    """Make, or go on with, each run that has not finished; how many failed."""
+    """Make, or go on with, each run that has not finished; how many failed, one for a side that does not compose."""
     from engine.claims import find, plan_of
 
-    failed = 0
+    failed, known = 0, _known(folder)
     for side, seed, overrides in _jobs(claim, more):
-        there = find(plan_of(overrides), _rows(folder))
+        try:
+            there = find(plan_of(overrides), known)
+        except Exception:  # `_assess` says why; other claims may have what they need
+            return failed + 1
         if any(row.state == "finished" for row in there):
             continue
         begun = next((row.run.folder for row in there if row.run), None)
         go_on = [f"resume={begun}"] if begun else []
         print(f"{claim.name}: {side}, seed {seed}" + (f", going on with {begun}" if begun else ""), flush=True)
         failed += _call([sys.executable, str(RUN), *overrides, f"out_dir={folder}", *go_on]) != 0
+        known = _known(folder)
     return failed
 
 
