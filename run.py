@@ -9,6 +9,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from engine.overrides import meant
 from engine.schema import register
 from engine.suggest import explain
 
@@ -50,10 +51,9 @@ def command_line() -> None:
     if len(sys.argv) == 1:
         print(experiments())
         return
-    # argparse takes the overrides as one list: those that stand behind `-m` would be "unrecognized arguments".
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda arg: arg not in ("-m", "--multirun"))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises instead of printing and exiting itself
     try:
+        sys.argv[1:] = meant(sys.argv[1:])
         main()
     except KeyboardInterrupt:  # before or between fits; within one a checkpoint is written first
         sys.exit(130)

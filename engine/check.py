@@ -9,6 +9,7 @@ from typing import Any
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
+from engine.devices import world_size
 from engine.suggest import nearest
 
 _INT_IS_FLOAT = BeartypeConf(is_pep484_tower=True)
@@ -29,6 +30,25 @@ def check_targets(node: Any, where: str, filled: bool = False) -> None:
     for place, target in _targets(node, where):
         found = _locate(target["_target_"], place)
         _check_call(found, target, place, filled)
+
+
+def check_stage(name: str, stage: dict[str, Any]) -> None:
+    """Refuse parts of a stage that do not go together, which it would find out after the stages before it.
+
+    Raises:
+        ValueError: A batch that the processes cannot share, or consistency without unlabelled photos.
+    """
+    batch, world = stage["data"].get("batch_size"), world_size(stage["trainer"])
+    if isinstance(batch, int) and batch % world:
+        raise ValueError(
+            f"stages.{name}.data.batch_size={batch} is the batch of all processes together and cannot be shared by "
+            f"{world}; take a multiple of {world}"
+        )
+    if stage["module"].get("uda") and not stage["data"].get("unlabelled"):
+        raise ValueError(
+            f"stages.{name}.module.uda learns from unlabelled photos and the data bring none: set "
+            f"stages.{name}.data.unlabelled, such as {{source: train, ratio: 1}}, or stages.{name}.module.uda=null"
+        )
 
 
 def _targets(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:

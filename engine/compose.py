@@ -33,7 +33,8 @@ def make_plan(cfg: DictConfig, overrides: Sequence[str], experiment: str, out: P
     if cfg.sample:
         _apply_sample(cfg, set(typed))
     if not cfg.stages:
-        raise ValueError(f"experiment {experiment!r} has no stages: `python run.py` lists the experiments")
+        named = "no experiment was named" if experiment == "run" else f"experiment {experiment!r} has no stages"
+        raise ValueError(f"{named}: say experiment=NAME; `python run.py` lists them")
     plan = _resolved(cfg)
     _refuse_unread(plan)
     _lay_trainer(plan, {k.removeprefix("trainer."): v for k, v in typed.items() if k.startswith("trainer.")}, typed)

@@ -60,6 +60,11 @@ def _count(asked: Any, accelerator: str) -> int:
         raise ValueError(f"trainer.devices={asked}: this machine has {there} GPU(s), counted from 0")
     if count < 1:
         raise ValueError(f"trainer.devices={asked}: at least one device is needed")
+    if accelerator in ("gpu", "cuda") and not there:
+        raise ValueError(
+            f"trainer.accelerator={accelerator}: torch finds no GPU on this machine; take trainer.accelerator=cpu, or "
+            "auto, and see that the driver and a build of torch for it are installed"
+        )
     if accelerator in ("gpu", "cuda") and count > there:
         raise ValueError(
             f"trainer.devices={asked}: this machine has {there} GPU(s); ask for fewer, or run on the processor with "

@@ -4,9 +4,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from engine.check import check_targets
 from engine.compose import Plan
@@ -26,7 +27,7 @@ def preflight(plan: Plan) -> int:
     for name, stage in plan["stages"].items():
         rows += _look(name, stage, plan)
     rows += _machine(plan)
-    table = Table("", "found", "", title=f"check of {plan['experiment']}")
+    table = Table("", Column("found", overflow="fold"), "", title=f"check of {plan['experiment']}")
     colours = {"": "", "note": "yellow", "problem": "bold red"}
     for what, finding, verdict in rows:
         table.add_row(what, finding, verdict, style=colours[verdict])
@@ -46,8 +47,8 @@ def _look(name: str, stage: dict[str, Any], plan: Plan) -> list[Row]:
         survey = data.survey(deep=True)
         filled = fill(stage["module"], data.facts)
         check_targets(filled, f"stages.{name}.module", filled=True)
-        module = instantiate(filled, _convert_="all")
-    except (ValueError, OSError) as error:
+        module = None if stage["joins"] else instantiate(filled, _convert_="all")
+    except (ValueError, OSError, InstantiationException) as error:
         return [(f"{name}: data and module", explain(error), "problem")]
     rows: list[Row] = [(f"{name}: data", survey["root"], "")]
     rows += [(f"{name}: {split}", f"{count:,} photos", "") for split, count in survey["counts"].items()]
@@ -55,7 +56,10 @@ def _look(name: str, stage: dict[str, Any], plan: Plan) -> list[Row]:
         for task, counts in tasks.items():
             shown = ", ".join(f"{label} {count}" for label, count in counts.items())
             rows.append((f"{name}: {split} {task}", shown, ""))
-    rows.append((f"{name}: features", *_features(stage | {"features_gb": plan["features_gb"]}, module, data)))
+    if module is None:
+        rows.append((f"{name}: module", "not built: it is made of stages that are to be finished first", "note"))
+    else:
+        rows.append((f"{name}: features", *_features(stage | {"features_gb": plan["features_gb"]}, module, data)))
     return rows + [(name, note, "note") for note in survey["notes"]]
 
 

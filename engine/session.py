@@ -15,14 +15,15 @@ from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from engine.check import check_targets
+from engine.check import check_stage, check_targets
 from engine.cluster import meet
 from engine.compose import Plan, make_plan
 from engine.console import log_to
 from engine.devices import settle_trainer, world_size
 from engine.each import expand, item_seed, look_up, spread
+from engine.members import outside, refuse_gaps
 from engine.outcome import print_items, print_stage
 from engine.record import read_json
 from engine.runs import (
@@ -85,18 +86,9 @@ def settle(plan: Plan) -> None:
         technique.check_trainer(stage["trainer"])  # type: ignore[attr-defined]
         if stage["each"]:
             spread(name, stage)
-        _check_batch(name, stage)
+        check_stage(name, stage)
     if plan["logger"]:
         check_targets(plan["logger"], "logger")
-
-
-def _check_batch(name: str, stage: dict[str, Any]) -> None:
-    batch, world = stage["data"].get("batch_size"), world_size(stage["trainer"])
-    if isinstance(batch, int) and batch % world:
-        raise ValueError(
-            f"stages.{name}.data.batch_size={batch} is the batch of all processes together and cannot be shared by "
-            f"{world}; take a multiple of {world}"
-        )
 
 
 def _folder(cfg: DictConfig, hydra: HydraConf, experiment: str) -> Path:
@@ -165,7 +157,8 @@ class _Session:
         shown = [row for row in rows if row[0].split(".")[0] not in ("resume", "force", "out", "check")]
         if not shown:
             return
-        table = Table("key", "was", "is now", "", title="changed since this run was started")
+        columns = [Column(name, overflow="fold") for name in ("key", "was", "is now", "")]
+        table = Table(*columns, title="changed since this run was started")
         for key, was, now, safe in shown:
             table.add_row(key, str(was), str(now), "" if safe else "changes the meaning")
         Console().print(table)
@@ -211,11 +204,13 @@ class _Session:
         """What a stage needs to run; nothing for one that finished before."""
         stage = self.plan["stages"][name]
         self._refuse_missing_files(name, stage)
-        spec = {key: self.plan[key] for key in ("experiment", "sample", "checkpoint_every", "features_gb", "logger")}
+        refuse_gaps(name, self.plan["stages"])
+        known = ("experiment", "variant", "sample", "checkpoint_every", "features_gb", "logger")
+        spec = {key: self.plan[key] for key in known}
         spec |= {"do": "fit", "name": name, "out": str(self.out), "stage": stage, "resume": self.goes_on}
         spec["cluster"] = self.plan["cluster"]
         spec["seed"] = item_seed(self.plan["seed"], stage)
-        spec["key"] = stage_key(stage, name, self.plan["seed"], self.out)
+        spec["key"] = stage_key(stage, name, self.plan["seed"], self.out, outside(stage["joins"], self.out))
         done = self.out / f"{name}.json"
         if before := read_json(done, {}, []):
             if before["key"] == spec["key"] and stage["trainer"]["max_epochs"] <= before["epochs"]:

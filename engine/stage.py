@@ -153,7 +153,7 @@ def _loggers(spec: Spec, home: Path) -> list[Logger]:
         if spec["logger"]
         else []
     )
-    config = {key: spec[key] for key in ("experiment", "seed", "sample")} | {spec["name"]: spec["stage"]}
+    config = {key: spec.get(key) for key in ("experiment", "variant", "seed", "sample")} | {spec["name"]: spec["stage"]}
     introduce_run(others, config, spec["stage"]["metric"], spec["stage"]["mode"])
     return [MetricsFile(home / "metrics.jsonl", last_row), *others]
 

@@ -13,6 +13,8 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.overrides import replacing
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -52,6 +54,11 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
         return (
             f"a file could not be written, the disk is probably full; earlier files are kept ({text.splitlines()[0]})"
         )
+    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", text):
+        return (
+            f"memory does not suffice ({text.splitlines()[0] if text else type(error).__name__}): take a smaller "
+            "batch_size or image_size in the stage's data, or trainer.precision=bf16-mixed"
+        )
     spoken = isinstance(error, (ValueError, OSError, FloatingPointError)) and text
     return text if spoken else f"{type(error).__name__}: {text}"
 
@@ -75,8 +82,18 @@ def _composition(error: Exception, overrides: Sequence[str]) -> str:
     if said := said_by_resolver(error):
         return said
     text = " ".join(str(part) for part in (error, error.__cause__) if part)
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{found[1]!r} lists several values: with -m there is a run of each, and [a,b] is a list"
+    if found := re.search(r"Error parsing override '([^']+)'\nmissing EQUAL", text):
+        names = [path.stem for path in (CONF / "experiment").glob("*.yaml")]
+        return f"{found[1]!r} is no key=value{nearest(found[1], [f'experiment={name}' for name in names])}"
     if found := re.search(r"Could not override '([^']+)'", text):
-        return f"there is no key {found[1]!r}{nearest(found[1], _keys(found[1], overrides))}"
+        known = _keys(found[1], overrides)
+        if found[1] in known:
+            inner = re.search(r"Key '([^']+)'", text)
+            place = f"{found[1]}.{inner[1] if inner else ''}"
+            return f"there is no key {place!r}{nearest(place, known)}"
+        return f"there is no key {found[1]!r}{nearest(found[1], known)}"
     if found := re.search(r"Key '([^']+)' (?:is )?not in (?:struct|'(\w+)')", text):
         where = re.search(r"In '([^']+)'", text)
         place = f"conf/{where[1]}.yaml" if where else "the config"
@@ -102,7 +119,7 @@ def composed(overrides: Sequence[str]) -> Any:
     """The config for these overrides, composed apart from the Hydra application that may be running."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("run", overrides=list(overrides))
+        return compose("run", overrides=replacing(overrides))
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:

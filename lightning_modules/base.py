@@ -170,6 +170,20 @@ class Technique(LightningModule, ABC):
         return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches)), int(steps)
 
 
+def labels_of(batch: Batch) -> Mapping[str, Tensor]:
+    """A batch's labels, {task: (B,)}.
+
+    Raises:
+        ValueError: it has none, as training batches of data that are learned from without labels.
+    """
+    if "labels" not in batch:
+        raise ValueError(
+            "the training batches of this data set have no labels: take a data set that has, or a technique that needs "
+            "none, such as simclr or triplet"
+        )
+    return cast(Mapping[str, Tensor], batch["labels"])
+
+
 def mean_over_ranks(counts: Tensor) -> Tensor:
     """Each count's mean over the processes: what DDP's averaging of gradients wants a local sum to be divided by."""
     if dist.is_available() and dist.is_initialized():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from lightning_modules.base import Answer, Batch, Technique, likeliest, task_means
+from lightning_modules.base import Answer, Batch, Technique, labels_of, likeliest, task_means
 from lightning_modules.nn.balance import Balance
 from lightning_modules.nn.heads import TaskDict
 from lightning_modules.nn.keyed import uniform
@@ -96,7 +96,7 @@ class Classifier(Technique):
 
     def step(self, batch: Batch, split: str) -> dict[str, Any]:
         """The batch's loss; and `logits` and `labels` by task, and `index`, for callbacks."""
-        train, labels = split == "train", batch["labels"][self.task]
+        train, labels = split == "train", labels_of(batch)[self.task]
         if train:
             found = self.supervision(self.answer, self.augmented(batch), self.current_epoch, self.progress)
         else:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from lightning_modules.base import Answer, Batch, Technique, likeliest, task_means
+from lightning_modules.base import Answer, Batch, Technique, labels_of, likeliest, task_means
 from lightning_modules.nn.balance import Balance
 from lightning_modules.nn.heads import TaskDict
 from lightning_modules.nn.losses import MISSING
@@ -96,12 +96,12 @@ class FashionMTL(Technique):
 
     def step(self, batch: Batch, split: str) -> dict[str, Any]:
         """The batch's losses; and `logits` and `labels` by task, and `index`, for callbacks."""
-        train = split == "train"
+        train, labels = split == "train", labels_of(batch)
         if train:
             found = self.supervision(self.score, batch, self.current_epoch, self.progress)
         else:
             found = judged(self.score(batch), batch["labels"])
-            self.measure(split, found, batch["labels"])
+            self.measure(split, found, labels)
         means = task_means(found.losses, found.counted, train)
         apart = task_means(found.inconsistency, found.everyone, train)
         return {
@@ -110,7 +110,7 @@ class FashionMTL(Technique):
             **({"unlabelled/loss": self.weigh(apart).detach()} if apart else {}),
             **found.scalars(),
             "logits": {task: scores.detach().float() for task, scores in found.logits.items()},
-            "labels": batch["labels"],
+            "labels": labels,
             "index": batch["index"],
         }
 

@@ -279,3 +279,10 @@ def test_predictions_of_two_processes_are_those_of_one(tmp_path):
             for task, answer in row.items():
                 assert (answer["truth"], answer["guess"]) == (alone[index][task].truth, alone[index][task].guess)
                 assert answer["confidence"] == pytest.approx(alone[index][task].confidence, abs=1e-6)
+
+
+def test_confusion_says_what_it_needs(tmp_path):
+    bare = technique()
+    bare.metrics["test"] = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"callbacks.confusion: FashionMTL has no metrics\['test'\]\['confusion'\]"):
+        trainer(tmp_path, Confusion()).test(bare, datamodule=Toy(), verbose=False)

@@ -93,6 +93,12 @@ def test_a_missing_label_reaches_neither_loss_nor_metrics_nor_gradient():
     assert whole.results("val") == {}
 
 
+def test_batches_without_labels_are_refused_in_words():
+    module, batch = classifier(), pictures(4)
+    with pytest.raises(ValueError, match="training batches of this data set have no labels"):
+        module.step({key: value for key, value in batch.items() if key != "labels"}, "train")
+
+
 def test_smoothing_is_of_the_training_loss_alone():
     module, batch = classifier(label_smoothing=0.2).eval(), pictures(16)
     logits = module(batch["image"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra.errors import HydraException
 
-from engine.check import check_targets
+from engine.check import check_stage, check_targets
 from engine.compose import Plan, make_plan
 from engine.runs import changes, is_safe
 from engine.suggest import composed, explain, nearest
@@ -84,6 +84,13 @@ def test_the_command_line_wins_over_a_stage_and_over_the_samples_deltas() -> Non
 def test_samples_lie_apart_from_photos() -> None:
     assert plan("sample=true", "data_dir=d")["stages"]["fit"]["data"]["root"] == "d/samples/fascode"
     assert plan("data_dir=d")["stages"]["fit"]["data"]["root"] == "d/fascode"
+
+
+def test_consistency_without_unlabelled_photos_is_refused_before_any_stage() -> None:
+    stages = plan_of("fashion_clean", "stages.fit.data.unlabelled=null", "trainer.devices=1")["stages"]
+    check_stage("first", stages["first"])
+    with pytest.raises(ValueError, match=r"stages\.fit\.module\.uda learns from unlabelled photos"):
+        check_stage("fit", stages["fit"])
 
 
 def test_changes_are_told_apart() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from engine.devices import settle_trainer
 from engine.launch import _cause
+from engine.record import read_rows
 from tests.conftest import TINY, only_run
 from tests.test_resume import SLOW, losses, until
 
@@ -55,6 +57,26 @@ def test_two_processes_train_as_one(cli: Cli, tmp_path: Path) -> None:
         assert code == 0, printed
         curves.append([loss for _, loss in losses(only_run(tmp_path / str(devices)))])
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+def test_two_processes_learn_from_unlabelled_photos_as_one(cli: Cli, tmp_path: Path) -> None:
+    """Consistency too: the same photos beside each batch, changed in the same way, and means over both processes."""
+    consistent = [
+        "+uda@stages.fit.module.uda=published", "stages.fit.module.uda.confidence=0.3",
+        "stages.fit.module.uda.annealing=linear", "stages.fit.data.unlabelled={source: train, ratio: 0.75}",
+        "stages.fit.module.encoder.name=test_vit", "stages.fit.data.image_size=160", "trainer.max_epochs=1",
+    ]  # fmt: skip
+    curves = []
+    for devices in (1, 2):
+        where = [f"trainer.devices={devices}", f"out_dir={tmp_path / str(devices)}"]
+        code, printed = cli(*TINY, *consistent, "trainer.limit_train_batches=3", *where)
+        assert code == 0, printed
+        rows = list(read_rows(only_run(tmp_path / str(devices)) / "fit/metrics.jsonl"))
+        names = ("train/loss", "train/unlabelled/loss", "train/unlabelled/confident")
+        curves.append([row[name] for row in rows for name in names if name in row])
+    assert len(curves[0]) == 9
+    assert all(value > 0 for value in curves[0])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
 
 
 @pytest.mark.parametrize(("how", "said"), [("raise", "failed on purpose"), ("exit", "exit code 7"), ("kill", "-9")])
@@ -135,7 +157,15 @@ def test_more_devices_or_an_odd_batch_are_refused(cli: Cli) -> None:
     assert "take a multiple of 3" in printed
     code, printed = cli(*TINY, "trainer.accelerator=gpu", "trainer.devices=99")
     assert code == 1
-    assert "this machine has" in printed
+    assert re.search("this machine has [0-9]+ GPU|finds no GPU on this machine", printed)
+
+
+def test_a_sweep_in_the_folder_of_one_run_is_refused_once(cli: Cli, tmp_path: Path) -> None:
+    code, printed = cli("-m", *TINY, "seed=0,1", f"folder={tmp_path / 'mine'}")
+    assert code == 1
+    assert printed.count("is for one run") == 1
+    assert f"hydra.sweep.dir={tmp_path / 'mine'}" in printed
+    assert not list(tmp_path.iterdir()), "no job was begun"
 
 
 def test_the_same_sweep_resumed_runs_only_what_is_missing_or_failed(cli: Cli, tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from datamodules.fascode import FASCODE
+from engine.checkpoints import load_stage
 from engine.commands.predict import find_photos, read_boxes
 from tests.conftest import TINY
 from use import command_line
@@ -100,6 +103,20 @@ def test_wrong_boxes_are_refused(text: str, said: str, tmp_path: Path) -> None:
 def test_nothing_found_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no photo in this folder"):
         find_photos([str(tmp_path)])
+
+
+def test_a_run_answers_without_what_was_said_of_its_training_labels(run: Path, tmp_path: Path) -> None:
+    """A moved run has no verdicts where they were, and they would not fit other data."""
+    content = torch.load(run / "fit.ckpt", weights_only=True)
+    verdicts = {"flip": 0.1, "kept": "/gone/second/kept.csv", "unit": "label", "threshold": None}
+    content["stage"]["data"] |= {"labels": verdicts, "unlabelled": {"source": "dropped", "ratio": 1.0}}
+    torch.save(content, tmp_path / "fit.ckpt")
+    _, data, _ = load_stage(tmp_path / "fit.ckpt")
+    FASCODE.draw_sample(tmp_path / "other")
+    data.root = tmp_path / "other"
+    data.setup("test")
+    assert len(data.splits["test"]) == 150
+    assert data.planted, "what does not hang on files stays"
 
 
 @pytest.mark.parametrize(

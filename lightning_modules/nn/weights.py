@@ -54,7 +54,10 @@ def read(path: str | Path) -> dict[str, Tensor]:
     try:
         tensors = read_state_dict(str(path))
     except Exception as error:  # a file that is no checkpoint can fail in a dozen ways inside torch and safetensors
-        raise ValueError(f"weights={path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+        why = (
+            str(error).splitlines()[0].partition(". ")[0]
+        )  # what torch says first; then come hints at its own arguments
+        raise ValueError(f"weights={path} cannot be read as weights ({why}): give a timm state dict.") from error
     if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"weights={path} holds no state dict; a mapping of names to tensors is wanted.")
     return tensors
