@@ -201,4 +201,4 @@ def _refuse_lost(before: Labels, after: Labels, classes: Mapping[str, Sequence[s
         lost = np.flatnonzero((was > 0) & (now == 0))
         if len(lost):
             named = ", ".join(f"{names[at]} ({was[at]:,})" for at in lost.tolist())
-            raise ValueError(f"{kept} drops every label of {task} {named}: keep some, or take these classes out")
+            raise ValueError(f"{kept} leaves no label of {task} {named}: keep some, or take these classes out")

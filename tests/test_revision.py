@@ -184,7 +184,7 @@ def test_everything_or_a_whole_class_dropped_is_refused(root: Path, tmp_path: Pa
     with pytest.raises(ValueError, match=r"kept.csv drops all 14 Daily labels of train: keep some"):
         set_up(module(root, labels={"kept": kept, "unit": unit}))
     kept = verdicts(tmp_path / "kept.csv", [row for row in all_of_it if row[2] in "23"])
-    with pytest.raises(ValueError, match=r"kept.csv drops every label of Daily 2 \(2\), 3 \(2\): keep some"):
+    with pytest.raises(ValueError, match=r"kept.csv leaves no label of Daily 2 \(2\), 3 \(2\): keep some"):
         set_up(module(root, labels={"kept": kept, "unit": unit}))
 
 
